@@ -1,0 +1,50 @@
+# make demo   the main job on real photographs        make test   the test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SPEC := pyproject.toml constraints.txt
+
+.PHONY: demo test test-long test-oldest lint bench lite clean
+
+demo: $(VENV)/.demo
+	$(BIN)/outclass demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not long"
+
+# Slow by nature: soak, kill, oldest supported versions.
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m long
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/scan.py
+
+# Builds the bundled encoder again, in an environment of its own (tools/lite/README.md).
+lite: build/lite/.venv/.done
+	OUTCLASS_SRC=src PYTHONPATH=src:. build/lite/.venv/bin/python -m tools.lite.build
+
+build/lite/.venv/.done: tools/lite/requirements.txt
+	$(PYTHON) -m venv build/lite/.venv
+	build/lite/.venv/bin/python -m pip --quiet install -r $<
+	touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.created $(SPEC)
+	$(PIP) install --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.created $(SPEC)
+	$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist outclass-demo

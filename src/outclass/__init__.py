@@ -1,0 +1,97 @@
+"""outclass: give it the names of the classes you know; for every image it says whether it belongs to them.
+
+    from outclass import Guard
+
+    guard = Guard(["cat", "dog", "car"])
+    verdict = guard.check("bird.jpg")
+    verdict.is_ood, verdict.label, verdict.ood_score      # ood_score: higher = more OOD
+
+Names are imported on first use, so that ``import outclass`` is quick.
+"""
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application listens
+
+_HOME = {
+    "Context": "outclass.detectors.base",
+    "Detector": "outclass.detectors.base",
+    "DetectorInfo": "outclass.detectors.base",
+    "Encoder": "outclass.encoders.base",
+    "EncoderError": "outclass.errors",
+    "EncoderInfo": "outclass.encoders.base",
+    "Guard": "outclass.guard",
+    "ImageError": "outclass.errors",
+    "MismatchError": "outclass.errors",
+    "MissingExtraError": "outclass.errors",
+    "NotReadyError": "outclass.errors",
+    "OutclassError": "outclass.errors",
+    "Prediction": "outclass.records",
+    "Scan": "outclass.guard",
+    "UsageError": "outclass.errors",
+    "Verdict": "outclass.records",
+    "all_detectors": "outclass.detectors.base",
+    "load_encoder": "outclass.encoders.base",
+    "make_detector": "outclass.detectors.base",
+    "register": "outclass.detectors.base",
+}
+
+__all__ = [
+    "Context",
+    "Detector",
+    "DetectorInfo",
+    "Encoder",
+    "EncoderError",
+    "EncoderInfo",
+    "Guard",
+    "ImageError",
+    "MismatchError",
+    "MissingExtraError",
+    "NotReadyError",
+    "OutclassError",
+    "Prediction",
+    "Scan",
+    "UsageError",
+    "Verdict",
+    "__version__",
+    "all_detectors",
+    "load_encoder",
+    "make_detector",
+    "register",
+]
+
+if TYPE_CHECKING:
+    from outclass.detectors.base import (
+        Context,
+        Detector,
+        DetectorInfo,
+        all_detectors,
+        make_detector,
+        register,
+    )
+    from outclass.encoders.base import Encoder, EncoderInfo, load_encoder
+    from outclass.errors import (
+        EncoderError,
+        ImageError,
+        MismatchError,
+        MissingExtraError,
+        NotReadyError,
+        OutclassError,
+        UsageError,
+    )
+    from outclass.guard import Guard, Scan
+    from outclass.records import Prediction, Verdict
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'outclass' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""``python -m outclass``."""
+
+from outclass.cli import main
+
+main()

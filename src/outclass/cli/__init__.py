@@ -1,0 +1,64 @@
+"""The command line: parsing and printing, no logic. One file a group of commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from outclass import __version__
+from outclass.cli.classify import classify
+from outclass.cli.demo import demo
+from outclass.cli.scan import scan
+from outclass.cli.tables import detectors, doctor, encoders
+from outclass.errors import OutclassError
+
+WRONG_USAGE = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def outclass(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Give it the names of the classes you know; for every image it says whether the image belongs to them.
+
+    One sign everywhere: ood_score, higher = more OOD (out of distribution: none of your classes).
+
+    [bold]Start here[/]
+
+      outclass demo
+
+      outclass scan PHOTOS --classes cat,dog,car -o out
+    """
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+for command in (scan, classify, demo, detectors, encoders, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. What outclass raises on purpose is one line on stderr; anything else is a crash with its trace."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names are wider than some terminals' encoding
+    try:
+        app()
+    except OutclassError as error:
+        from outclass.cli.show import say
+
+        say(f"error: {error}", style="bold red")
+        sys.exit(WRONG_USAGE)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

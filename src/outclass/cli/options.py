@@ -1,0 +1,126 @@
+"""The options that several commands share, each with its help text, and ``--config``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outclass.errors import UsageError
+
+MODEL = "Model"
+MACHINE = "Machine"
+SAYING = "Saying"
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the values of a TOML file the defaults of this command; what is typed wins over them."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the config {str(path)!r}: {error}") from error
+    known = {name for param in context.command.params if (name := param.name)}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = {"template": "templates", "guard": "guard_file"}.get(key, key.replace("-", "_"))
+        if name not in known:
+            options = ", ".join(sorted(one.replace("_", "-") for one in known - {"config"}))
+            raise UsageError(f"the config {str(path)!r} sets {key!r}, which is no option here; options: {options}")
+        defaults[name] = _comma_list(value) if name == "classes" and isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def speak_up(verbose: bool) -> bool:
+    """-v: what the library logs goes to stderr."""
+    if verbose:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("outclass").setLevel(logging.DEBUG)
+    return verbose
+
+
+def _comma_list(names: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
+
+
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes", "-c",
+        help="The classes you know: a comma list (cat,dog,car), a .txt file with one a line, or a folder with a "
+        "sub-folder for each.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+EncoderName = Annotated[
+    str,
+    typer.Option(
+        "--encoder", "-e",
+        help="lite (bundled), a Hugging Face id such as openai/clip-vit-base-patch32, a checkpoint folder, onnx:DIR; "
+        "see [bold]outclass encoders[/].",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+DetectorName = Annotated[
+    str | None,
+    typer.Option(
+        "--detector", "-d",
+        help="How images are scored; see [bold]outclass detectors[/]. Default: max_logit.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+ThresholdValue = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", "-t",
+        help="Limit on ood_score (higher = more OOD): above it an image is OOD. Example: --threshold -0.3",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+Templates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        help="Prompt around a class name, with {} in its place; may be repeated. Default: 'a photo of a {}'.",
+        rich_help_panel=MODEL,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=MACHINE)]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads; default: all cores this process may use.", rich_help_panel=MACHINE),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a call of the encoder; default: what suits it.", rich_help_panel=MACHINE),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Larger images become rows with an error, before they are decoded.", rich_help_panel=MACHINE
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file with defaults for these options: classes = ['cat', 'dog'], threshold = -0.3 ...",
+        callback=read_config,
+        is_eager=True,
+        rich_help_panel=SAYING,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress bar.", rich_help_panel=SAYING)]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say what the library logs.", callback=speak_up, rich_help_panel=SAYING),
+]

@@ -1,0 +1,193 @@
+"""``outclass scan``: judge every image of a folder."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outclass import __version__, atomic
+from outclass.cli import options
+from outclass.errors import UsageError
+from outclass.images.decode import MAX_PIXELS, ImageLike
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outclass.guard import Guard
+
+SOME_FAILED = 3
+OUT = "Output"
+
+
+def scan(
+    photos: Annotated[
+        str, typer.Argument(help="A folder, one image, or a quoted glob pattern such as 'photos/**/*.jpg'.")
+    ],
+    classes: options.Classes = None,
+    guard_file: Annotated[
+        Path | None,
+        typer.Option("--guard", "-g", help="A saved guard, instead of --classes.", rich_help_panel=options.MODEL),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for verdicts.csv, summary.json and report.html.", rich_help_panel=OUT),
+    ] = None,
+    format: Annotated[str, typer.Option(help="csv or jsonl.", rich_help_panel=OUT)] = "csv",
+    thumbnails: Annotated[bool, typer.Option(help="Pictures in report.html.", rich_help_panel=OUT)] = True,
+    allow_failed: Annotated[
+        int, typer.Option(min=0, help="Exit with 0 although this many images could not be read.", rich_help_panel=OUT)
+    ] = 0,
+    encoder: options.EncoderName = "lite",
+    detector: options.DetectorName = None,
+    threshold: options.ThresholdValue = None,
+    templates: options.Templates = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch_size: options.BatchSize = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    config: options.Config = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Say of every image whether it belongs to the classes you know.
+
+    A file that cannot be read is a row with its error, and the run goes on. Exit code: 0 all scored, 3 some could not
+    be read, 2 wrong usage, 1 crash.
+
+    [bold]Examples[/]
+
+      outclass scan photos --classes cat,dog,car
+
+      outclass scan photos --classes cat,dog,car --threshold -0.3 -o out
+
+      outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
+    """
+    from outclass.images.sources import open_source
+
+    if format not in ("csv", "jsonl"):
+        raise UsageError(f"unknown format {format!r}; expected csv or jsonl")
+    source = open_source(photos)
+    guard = make_guard(
+        classes, guard_file, encoder, detector, threshold, templates, device, threads, batch_size, max_pixels
+    )
+
+    def find(name: str) -> ImageLike | None:
+        path = os.path.join(source.root, name)
+        return path if os.path.isfile(path) else None
+
+    failed = run(guard, source, out, format, quiet, find if thumbnails else None)
+    if failed > allow_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def make_guard(
+    classes: str | None,
+    guard_file: Path | None,
+    encoder: str,
+    detector: str | None,
+    threshold: float | None,
+    templates: list[str] | None,
+    device: str,
+    threads: int | None,
+    batch_size: int | None,
+    max_pixels: int,
+) -> Guard:
+    """The guard that the options describe, new or loaded."""
+    from outclass.guard import Guard
+    from outclass.words.prompts import DEFAULT_TEMPLATES
+
+    if (classes is None) == (guard_file is None):
+        given = "both" if classes is not None else "neither"
+        raise UsageError(f"give either --classes cat,dog,car or --guard FILE; got {given}")
+    machine: dict[str, Any] = {
+        "device": device, "threads": threads, "batch_size": batch_size, "max_pixels": max_pixels,
+    }  # fmt: skip
+    if guard_file is not None:
+        if detector or templates or encoder != "lite":
+            raise UsageError("--guard brings its own encoder, detector and templates; leave those options out")
+        guard = Guard.load(guard_file, **machine)
+        if threshold is not None:
+            guard.set_threshold(threshold)
+        return guard
+    return Guard(classes, encoder, detector, threshold, templates=templates or DEFAULT_TEMPLATES, **machine)
+
+
+def run(
+    guard: Guard,
+    source: Any,
+    out: Path | None,
+    format: str,
+    quiet: bool,
+    find: Callable[[str], ImageLike | None] | None,
+) -> int:
+    """Scan, print, write; returns how many images could not be read."""
+    from outclass.cli.show import VerdictTable, say, summary_line
+    from outclass.guard import NO_THRESHOLD
+
+    started = datetime.datetime.now(datetime.UTC)
+    clock = time.perf_counter()
+    scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
+    table = None if quiet else VerdictTable()
+    sinks: list[Any] = [table] if table else []
+    if out is None:
+        for verdict in scanned:
+            for sink in sinks:
+                sink.add(verdict)
+        seconds = time.perf_counter() - clock
+    else:
+        from outclass.report.html import HtmlReport
+        from outclass.report.outputs import VerdictFile, write_json
+
+        report = HtmlReport(find)
+        with VerdictFile(out, format) as file:  # type: ignore[arg-type]
+            sinks += [file, report]
+            for verdict in scanned:
+                for sink in sinks:
+                    sink.add(verdict)
+        seconds = time.perf_counter() - clock
+        summary = summarise(guard, scanned, seconds, started)
+        write_json(out / "summary.json", summary)
+        with atomic.write(out / "report.html") as page:
+            page.write(report.render(summary))
+    if table:
+        table.close()
+    if not quiet:
+        say(summary_line(scanned, seconds, guard))
+        if guard.threshold is None:
+            say(NO_THRESHOLD, style="yellow")
+        if out is not None:
+            say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
+    return scanned.n_failed
+
+
+def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.datetime) -> dict[str, Any]:
+    """What summary.json and the report's head say of a scan."""
+    info, detector, threshold = guard.encoder.info, guard.detector, guard.threshold
+    read = scanned.n - scanned.n_failed
+    return {
+        "outclass": __version__,
+        "command": shlex.join(["outclass", *sys.argv[1:]]),
+        "source": scanned.source.root,
+        "classes": list(guard.classes),
+        "templates": list(guard.class_set.templates),
+        "encoder": {"name": info.name, "fingerprint": info.fingerprint},
+        "detector": {"name": detector.info.name, "title": detector.info.title, "params": detector.params},
+        "threshold": threshold.value if threshold else None,
+        "threshold_source": threshold.source if threshold else None,
+        "images": scanned.n,
+        "id": scanned.n_id,
+        "ood": scanned.n_ood,
+        "undecided": read - scanned.n_id - scanned.n_ood,
+        "failed": scanned.n_failed,
+        "ignored": scanned.ignored,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(read / seconds, 2) if seconds else None,
+        "started": started.isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,116 @@
+"""Verdicts on the terminal."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from typing import Any
+
+from outclass.guard import Guard, Scan
+from outclass.records import Verdict
+
+SHOWN = 40  # rows of the table on a terminal; a pipe or a file gets them all
+
+
+class VerdictTable:
+    """Prints verdicts.
+
+    To a pipe or file: every verdict as it comes, one aligned line each. To a terminal: at the end, all of them while
+    they are few, else the most OOD and the most ID ones.
+    """
+
+    HEAD = ("verdict", "ood_score", "similarity", "label", "image")
+
+    def __init__(self) -> None:
+        self.stream = not sys.stdout.isatty()
+        self._n = 0
+        self._failed: list[Verdict] = []
+        self._all: list[Verdict] = []
+        self._most_ood: list[tuple[float, int, Verdict]] = []
+        self._most_id: list[tuple[float, int, Verdict]] = []
+
+    def add(self, verdict: Verdict) -> None:
+        """Take one verdict."""
+        if self.stream:
+            if not self._n:
+                print(_line(self.HEAD))
+            print(_line(_cells(verdict)))
+        self._n += 1
+        if self.stream:
+            return
+        if len(self._all) <= SHOWN:
+            self._all.append(verdict)
+        if verdict.ood_score is None:
+            self._failed = [*self._failed, verdict][:10]
+            return
+        _keep(self._most_ood, (verdict.ood_score, -self._n, verdict))
+        _keep(self._most_id, (-verdict.ood_score, -self._n, verdict))
+
+    def close(self) -> None:
+        """Print what a terminal shows."""
+        if self.stream:
+            return
+        if self._n <= SHOWN:
+            self._print("", self._all)
+            return
+        self._print(f"the {SHOWN // 2} most OOD of {self._n}", [row[2] for row in sorted(self._most_ood, reverse=True)])
+        self._print(f"the {SHOWN // 2} most ID", [row[2] for row in sorted(self._most_id, reverse=True)])
+        if self._failed:
+            self._print("not read (the first)", self._failed)
+
+    def _print(self, title: str, verdicts: list[Verdict]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for name in self.HEAD:
+            table.add_column(name, justify="right" if name in ("ood_score", "similarity") else "left", overflow="fold")
+        for verdict in verdicts:
+            cells = _cells(verdict)
+            style = {"OOD": "bold red", "ID": "green", "error": "yellow"}.get(cells[0], "")
+            table.add_row(Text(cells[0], style=style), *(Text(cell) for cell in cells[1:]))
+        Console().print(table)
+
+
+def summary_line(scan: Scan, seconds: float, guard: Guard) -> str:
+    """One sentence about a whole scan."""
+    read = scan.n - scan.n_failed
+    parts = [f"{scan.n} image{'' if scan.n == 1 else 's'}"]
+    if guard.threshold:
+        parts.append(f"{scan.n_id} ID, {scan.n_ood} OOD")
+        parts.append(f"ood_score > {guard.threshold.value:.4g} is OOD ({guard.threshold.source} threshold)")
+    if scan.n_failed:
+        parts.append(f"{scan.n_failed} could not be read")
+    if scan.ignored:
+        parts.append(f"{scan.ignored} other file{'' if scan.ignored == 1 else 's'} ignored")
+    rate = f" ({read / seconds:.0f} images/s)" if seconds > 0 and read > 1 else ""
+    return "; ".join(parts) + f"; {seconds:.1f} s{rate}"
+
+
+def say(text: str, style: str = "") -> None:
+    """One note on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
+
+
+def _keep(heap: list[tuple[float, int, Verdict]], row: tuple[float, int, Verdict]) -> None:
+    (heapq.heappush if len(heap) < SHOWN // 2 else heapq.heappushpop)(heap, row)
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    name = verdict.id.translate(_CONTROL)
+    if verdict.error is not None:
+        return ("error", "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
+    decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood]
+    return (decision, f"{verdict.ood_score:.4f}", f"{verdict.similarity:.4f}", verdict.label or "", name)
+
+
+def _line(cells: tuple[Any, ...]) -> str:
+    return f"{cells[0]:7} {cells[1]:>9} {cells[2]:>10}  {cells[3]:20} {cells[4]}"
+
+
+# A file name must not move the cursor or start a new row.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}

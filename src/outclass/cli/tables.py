@@ -1,0 +1,123 @@
+"""``outclass detectors``, ``encoders`` and ``doctor``: what there is, and whether it works here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+def detectors() -> None:
+    """List the detectors: name, what they need, where they were published."""
+    from outclass.detectors.base import all_detectors
+
+    rows = []
+    for name, kind in all_detectors().items():
+        info = kind.info
+        rows.append(
+            (name, info.title, ", ".join(sorted(info.needs)) or "class names", str(info.min_classes), info.formula)
+        )
+    _table(("name", "title", "needs", "classes from", "formula (ood_score: higher = more OOD)"), rows)
+
+
+def encoders() -> None:
+    """List encoders by the name to type after --encoder."""
+    from outclass.encoders.known import KNOWN
+
+    rows = [
+        (
+            one.name,
+            one.title,
+            f"{one.download} MB" + (" (cached)" if _cached(one.name) else "") if one.download else "no",
+            one.languages,
+            one.licence,
+            f'pip install "outclass[{one.extra}]"' if one.extra else "",
+        )
+        for one in KNOWN
+    ]
+    _table(("name", "what", "download", "languages", "licence", "needs"), rows)
+
+
+def doctor() -> None:
+    """Print versions, cores, providers and caches: what to paste into a bug report."""
+    from outclass import __version__
+    from outclass.encoders.lite import FOLDER
+    from outclass.images.loader import usable_cores
+
+    rows = [
+        ("outclass", __version__),
+        ("python", f"{sys.version.split()[0]} on {platform.platform()}"),
+        ("cores usable", f"{usable_cores()} of {os.cpu_count()}"),
+    ]
+    for package in ("numpy", "pillow", "onnxruntime", "tokenizers", "safetensors", "huggingface-hub"):
+        rows.append((package, _version(package) or "MISSING: pip install outclass"))
+    for package, extra in (("torch", "torch"), ("transformers", "torch"), ("scikit-image", "demo")):
+        rows.append((package, _version(package) or f'not installed (optional): pip install "outclass[{extra}]"'))
+    rows.append(("onnxruntime providers", ", ".join(_providers())))
+    rows.append(("encoder lite", _check_lite(FOLDER)))
+    rows.append(("hugging face cache", _hub_cache()))
+    _table(("what", "here"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A pipe has no width: nothing is wrapped there.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _check_lite(folder: Path) -> str:
+    """Run the bundled encoder once and compare its files with its card."""
+    import hashlib
+
+    import numpy as np
+
+    from outclass.encoders.lite import load_lite
+    from outclass.errors import EncoderError
+
+    try:
+        encoder = load_lite()
+        for file, wanted in encoder.card["sha256"].items():
+            if hashlib.sha256((folder / file).read_bytes()).hexdigest() != wanted:
+                return f"DAMAGED: {file} differs from its card; install outclass again"
+        size = encoder.info.preprocess.size
+        encoder.encode_images(np.zeros((1, size, size, 3), np.uint8))
+        encoder.encode_texts(["a photo of a cat"])
+    except (EncoderError, OSError) as error:
+        return f"BROKEN: {error}"
+    return f"works, fingerprint {encoder.info.fingerprint}"
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return "/" in name and isinstance(try_to_load_from_cache(name, "config.json"), str)

@@ -1,0 +1,200 @@
+"""The detector contract and the registry.
+
+A detector is a function from vectors to ``ood_score``: one float32 a row, **higher = more OOD, for every detector**.
+Where a paper publishes an ID confidence S, ours is -S; never 1 - S.
+
+A new detector is one class with an ``info`` record and ``@register`` in a file of this folder. The command line, the
+docs table, the contract tests and the benchmark find it through the registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass.errors import NotReadyError, UsageError
+
+Floats = npt.NDArray[np.float32]
+Need = Literal["negatives", "patches", "id_vectors", "id_labels"]
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What is known about a detector without running it; tables and tests are made from this.
+
+    Attributes:
+        name: the name users type.
+        title: the name in the literature.
+        needs: what ``fit`` or ``score`` must be given beside class texts and vectors.
+        min_classes: fewest known classes with which the score means something.
+        stateless: a row's score depends on that row alone, not on rows before it or beside it.
+        paper: authors, title, venue, year; where the score was published.
+        equation: where in the paper.
+        formula: the published value and how ours follows from it.
+        hint: what to use instead when ``min_classes`` or ``needs`` are not met.
+    """
+
+    name: str
+    title: str
+    paper: str
+    equation: str
+    formula: str
+    needs: frozenset[Need] = frozenset()
+    min_classes: int = 1
+    stateless: bool = True
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a detector may be fitted with.
+
+    Attributes:
+        text: (K, d) float32 unit rows, one a known class.
+        names: K class names.
+        logit_scale: the encoder's own multiplier of cosines.
+        logit_bias: the encoder's own bias (SigLIP); 0 elsewhere.
+    """
+
+    text: Floats
+    names: tuple[str, ...]
+    logit_scale: float = 100.0
+    logit_bias: float = 0.0
+
+
+class Detector:
+    """Base of all detectors: checks inputs, keeps the class texts, stores and restores state.
+
+    A subclass sets ``info``, names its parameters in ``__init__`` and in ``params``, and writes ``_score``.
+    """
+
+    info: ClassVar[DetectorInfo]
+    text: Floats | None = None  # (K, d) float32 unit rows, set by fit
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The constructor's arguments as plain JSON."""
+        return {}
+
+    def fit(self, context: Context) -> Self:
+        """Take the known classes.
+
+        Raises:
+            UsageError: too few classes for this score, or texts that are no finite (K, d) array.
+        """
+        text = check_vectors(context.text, "class texts")
+        if len(text) < self.info.min_classes:
+            raise UsageError(
+                f"the detector {self.info.name!r} needs at least {self.info.min_classes} classes, got {len(text)}: "
+                f"{list(context.names)}; {self.info.hint}"
+            )
+        self.text = text
+        return self
+
+    def score(self, vectors: Floats) -> Floats:
+        """Score images; higher = more OOD.
+
+        Args:
+            vectors: (n, d) float32, unit rows; n may be 0.
+
+        Returns:
+            (n,) float32 ``ood_score``.
+
+        Raises:
+            NotReadyError: not fitted.
+            UsageError: wrong shape, or NaN or infinity in a row.
+        """
+        vectors = check_vectors(vectors, "vectors", dim=self._fitted().shape[1])
+        return np.asarray(self._score(vectors), np.float32)
+
+    def _score(self, vectors: Floats) -> npt.NDArray[np.floating[Any]]:
+        raise NotImplementedError
+
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest ``ood_score`` that unit vectors can get with the fitted classes."""
+        return -math.inf, math.inf
+
+    def natural_threshold(self) -> float | None:
+        """``ood_score`` at which "one of my classes" and "something else" are equally likely; None = there is none."""
+        return None
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What ``fit`` learned, as arrays."""
+        return {"text": self._fitted()}
+
+    @classmethod
+    def from_state(cls, params: dict[str, Any], state: dict[str, npt.NDArray[Any]]) -> Self:
+        """Make the fitted detector again from ``params`` and ``state``."""
+        detector = cls(**params)
+        detector.text = state["text"]
+        return detector
+
+    def _fitted(self) -> Floats:
+        if self.text is None:
+            raise NotReadyError(f"the detector {self.info.name!r} is not fitted; call fit with the class texts first")
+        return self.text
+
+
+def check_vectors(vectors: Any, what: str, dim: int | None = None) -> Floats:
+    """A finite (n, d) float32 array, or an error that says what it is instead.
+
+    Raises:
+        UsageError: wrong number of axes, wrong d, not numbers, NaN or infinity.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or (dim is not None and array.shape[1] != dim):
+        raise UsageError(
+            f"{what} must be a (n, {dim or 'd'}) array of float32, got shape {array.shape} and dtype {array.dtype}"
+        )
+    array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise UsageError(f"{what} hold NaN or infinity, first in row {row}; remove such rows before scoring")
+    return array
+
+
+D = TypeVar("D", bound=type[Detector])
+_REGISTRY: dict[str, type[Detector]] = {}
+
+
+def register(detector: D) -> D:
+    """Class decorator: make a detector known by ``info.name``."""
+    if detector.info.name in _REGISTRY:
+        raise UsageError(f"two detectors are called {detector.info.name!r}")
+    _REGISTRY[detector.info.name] = detector
+    return detector
+
+
+@cache
+def _import_all() -> None:
+    package = importlib.import_module("outclass.detectors")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"outclass.detectors.{module.name}")
+
+
+def all_detectors() -> dict[str, type[Detector]]:
+    """Every detector by name, in the order of the names."""
+    _import_all()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def make_detector(name: str, **params: Any) -> Detector:
+    """A detector by name.
+
+    Raises:
+        UsageError: unknown name or parameter.
+    """
+    known = all_detectors()
+    if name not in known:
+        raise UsageError(f"unknown detector {name!r}; expected one of {', '.join(known)} (`outclass detectors`)")
+    try:
+        return known[name](**params)
+    except TypeError as error:
+        raise UsageError(f"the detector {name!r} does not take these parameters: {error}") from error

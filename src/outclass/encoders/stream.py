@@ -1,0 +1,66 @@
+"""Items -> Features: reading and encoding as one ordered stream, every core busy, memory bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from outclass.encoders.base import Encoder
+from outclass.images.loader import Loaded, Reader, chunks, map_ordered, usable_cores
+from outclass.images.sources import Item
+from outclass.records import Features
+
+
+def encode_stream(
+    items: Iterable[Item],
+    encoder: Encoder,
+    reader: Reader,
+    batch_size: int | None = None,
+    threads: int | None = None,
+) -> Iterator[Features]:
+    """Read and encode a stream of images.
+
+    An encoder that takes one core a call (``info.parallel`` > 1) encodes in the threads that read: each core carries
+    its own images from file to vector and waits for nobody. Any other encoder gets batches on the calling thread
+    while the threads read ahead.
+
+    Args:
+        items: images, drawn lazily.
+        encoder: makes the vectors.
+        reader: reads for this encoder.
+        batch_size: images a call of the encoder; None = what suits it.
+        threads: CPU threads; None = all cores this process may use.
+
+    Yields:
+        Features in source order; no item is lost, doubled or reordered.
+    """
+    threads = threads or usable_cores()
+    batch_size = batch_size or encoder.info.batch_size
+    if encoder.info.parallel > 1 or threads == 1:
+
+        def read_and_encode(chunk: list[Item]) -> Features:
+            return _encode(reader.chunk(chunk), encoder)
+
+        yield from map_ordered(read_and_encode, chunks(items, batch_size), threads)
+        return
+    waiting: list[Loaded] = []
+    for loaded in map_ordered(reader.chunk, chunks(items), threads):
+        waiting.append(loaded)
+        if sum(len(part.pixels) for part in waiting) >= batch_size:
+            yield _encode(_join(waiting), encoder)
+            waiting = []
+    if waiting:
+        yield _encode(_join(waiting), encoder)
+
+
+def _encode(loaded: Loaded, encoder: Encoder) -> Features:
+    return Features(loaded.ids, loaded.errors, encoder.encode_images(loaded.pixels))
+
+
+def _join(parts: list[Loaded]) -> Loaded:
+    return Loaded(
+        ids=tuple(id_ for part in parts for id_ in part.ids),
+        errors=tuple(error for part in parts for error in part.errors),
+        pixels=np.concatenate([part.pixels for part in parts]),
+    )

@@ -1,0 +1,120 @@
+"""Items -> encoder-ready pixels, by several threads, in order, with bounded work in flight."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass.errors import ImageError
+from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget, rgb
+from outclass.images.preprocess import Preprocess, to_pixels
+from outclass.images.sources import Item
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Images a thread takes at a time: large enough that hand-overs cost nothing, small enough that the last chunk of a
+# short folder does not leave the other cores waiting.
+CHUNK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A chunk of images, read.
+
+    Attributes:
+        ids: n ids.
+        errors: n entries, None where the image was read.
+        pixels: (m, size, size, 3) uint8, one for every None in ``errors``, in the same order.
+    """
+
+    ids: tuple[str, ...]
+    errors: tuple[str | None, ...]
+    pixels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads images for one encoder.
+
+    Attributes:
+        how: the encoder's preprocessing.
+        max_pixels: larger images are refused before their pixels are decoded.
+        budget: pixels in flight, shared by all threads that use this reader.
+    """
+
+    how: Preprocess
+    max_pixels: int = MAX_PIXELS
+    budget: PixelBudget | None = None
+
+    def one(self, source: ImageLike) -> npt.NDArray[np.uint8]:
+        """One image -> (size, size, 3) uint8.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
+            return to_pixels(image, self.how)
+
+    def chunk(self, items: Sequence[Item]) -> Loaded:
+        """Several images; one that cannot be read leaves its reason in ``errors``."""
+        size = self.how.size
+        pixels = np.empty((len(items), size, size, 3), np.uint8)
+        errors: list[str | None] = []
+        for item in items:
+            try:
+                pixels[errors.count(None)] = self.one(item.source)
+                errors.append(None)
+            except ImageError as error:
+                errors.append(str(error))
+        return Loaded(tuple(item.id for item in items), tuple(errors), pixels[: errors.count(None)])
+
+
+def map_ordered(function: Callable[[T], R], tasks: Iterable[T], threads: int) -> Iterator[R]:
+    """``map`` over threads: results in order, at most twice as many tasks in flight as threads.
+
+    Tasks are drawn lazily. When the consumer stops early, waiting tasks are dropped and running ones finished.
+    """
+    tasks = iter(tasks)
+    pending: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="outclass")
+    try:
+        for task in itertools.islice(tasks, 2 * threads):
+            pending.append(pool.submit(function, task))
+        while pending:
+            result = pending.popleft().result()
+            for task in itertools.islice(tasks, 1):
+                pending.append(pool.submit(function, task))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
+    """Cut a stream into lists of ``size``; the last may be shorter."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def usable_cores() -> int:
+    """Cores this process may use: CPU affinity and, in a Linux container, the CPU quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        pass
+    return cores

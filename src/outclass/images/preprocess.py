@@ -1,0 +1,93 @@
+"""RGB image -> the encoder's input: ``(size, size, 3) uint8``.
+
+Normalisation (mean, std) is the encoder's own business, so what travels between threads is one byte a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from outclass.errors import EncoderError
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# A 1 x 4000 strip resized by its short side would be 224 x 896,000 pixels: beyond this aspect ratio
+# only the part that the centre crop keeps is resized.
+LONGEST_ASPECT = 8
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an encoder wants its images.
+
+    Attributes:
+        size: side of the square input, pixels.
+        resize: ``short_side`` (keep the aspect ratio, then crop the centre) or ``squash`` (to a square).
+        resize_to: length of the short side before the crop, pixels; >= size. Ignored by ``squash``.
+        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``, with antialiasing as in Pillow.
+        mean, std: per channel, on values scaled to [0, 1]; applied by the encoder.
+    """
+
+    size: int
+    resize: Literal["short_side", "squash"] = "short_side"
+    resize_to: int = 0
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in FILTERS:
+            raise EncoderError(f"unknown interpolation {self.interpolation!r}; expected one of {sorted(FILTERS)}")
+        if self.resize not in ("short_side", "squash"):
+            raise EncoderError(f"unknown resize {self.resize!r}; expected 'short_side' or 'squash'")
+        if self.resize == "short_side" and self.resize_to < self.size:
+            raise EncoderError(f"resize_to {self.resize_to} is smaller than the crop, {self.size}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Preprocess:
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def short_side(self) -> int:
+        """Shortest side, pixels, that an image needs so that nothing is enlarged."""
+        return self.size if self.resize == "squash" else self.resize_to
+
+
+def to_pixels(image: Image.Image, how: Preprocess) -> npt.NDArray[np.uint8]:
+    """Resize and crop an RGB image to what the encoder takes.
+
+    Args:
+        image: mode RGB, any size.
+        how: the encoder's preprocessing.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    kernel = FILTERS[how.interpolation]
+    width, height = image.size
+    if how.resize == "squash":
+        return np.asarray(image.resize((how.size, how.size), kernel))
+    short, long = min(width, height), max(width, height)
+    if long > LONGEST_ASPECT * short:
+        kept = short * how.size / how.resize_to
+        left, top = (width - kept) / 2, (height - kept) / 2
+        return np.asarray(image.resize((how.size, how.size), kernel, box=(left, top, left + kept, top + kept)))
+    scaled_long = int(how.resize_to * long / short)  # truncated, as CLIP's own processor does
+    scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
+    if scaled != image.size:
+        image = image.resize(scaled, kernel)
+    left, top = (scaled[0] - how.size) // 2, (scaled[1] - how.size) // 2
+    return np.asarray(image.crop((left, top, left + how.size, top + how.size)))

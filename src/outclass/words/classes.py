@@ -1,0 +1,232 @@
+"""The known classes: names with synonyms and attributes, read from a list, a file or a folder -> text vectors."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outclass.encoders.base import Encoder, EncoderInfo, Vectors
+from outclass.errors import UsageError
+from outclass.words.prompts import DEFAULT_TEMPLATES, check_templates, encode_ensembles
+
+# Languages whose everyday words are written in something else than Latin letters.
+SCRIPTS = {
+    "CJK": ("zh", "ja"),
+    "HIRAGANA": ("ja",),
+    "KATAKANA": ("ja",),
+    "HANGUL": ("ko",),
+    "CYRILLIC": ("ru", "uk", "bg", "sr"),
+    "GREEK": ("el",),
+    "ARABIC": ("ar", "fa", "ur"),
+    "HEBREW": ("he",),
+    "THAI": ("th",),
+    "DEVANAGARI": ("hi", "mr", "ne"),
+}
+ENCODER_FOR = {"zh": "OFA-Sys/chinese-clip-vit-base-patch16"}
+MULTILINGUAL = "google/siglip2-base-patch16-224"
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """One known class.
+
+    Attributes:
+        name: what verdicts call it.
+        synonyms: other words for it; their texts are averaged with the name's.
+        attributes: words put before each of them ("fluffy" -> "a photo of a fluffy cat").
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, line: str) -> ClassName:
+        """Read ``name [| synonym; synonym] [@ attribute; attribute]``."""
+        rest, _, attributes = line.partition("@")
+        name, _, synonyms = rest.partition("|")
+        return cls(name.strip(), _split(synonyms), _split(attributes))
+
+    def texts(self, templates: Sequence[str]) -> list[str]:
+        """Every text that stands for this class."""
+        words = [self.name, *self.synonyms]
+        phrases = [f"{attribute} {word}" for word in words for attribute in self.attributes] or words
+        return [template.replace("{}", phrase) for template in templates for phrase in phrases]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "synonyms": list(self.synonyms), "attributes": list(self.attributes)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ClassName:
+        return cls(data["name"], tuple(data["synonyms"]), tuple(data["attributes"]))
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The known classes with the vectors of their texts.
+
+    Attributes:
+        classes: k classes.
+        vectors: (k, d) float32 unit rows, one a class.
+        templates: what was put around the names.
+        encoder: fingerprint of the encoder that made the vectors.
+    """
+
+    classes: tuple[ClassName, ...]
+    vectors: Vectors = field(repr=False)
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    encoder: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.classes)
+
+    @classmethod
+    def build(cls, classes: Any, encoder: Encoder, templates: str | Sequence[str] = DEFAULT_TEMPLATES) -> ClassSet:
+        """Encode the class names.
+
+        Args:
+            classes: whatever ``parse_classes`` takes.
+            encoder: makes the text vectors.
+            templates: one or several prompt templates.
+
+        Raises:
+            UsageError: empty, doubled or unreadable names, or a language the encoder does not know.
+        """
+        parsed = parse_classes(classes)
+        templates = check_templates(templates)
+        check_language(parsed, encoder.info)
+        vectors = encode_ensembles([one.texts(templates) for one in parsed], encoder)
+        return cls(parsed, vectors, templates, encoder.info.fingerprint)
+
+    @classmethod
+    def restore(
+        cls, classes: Sequence[dict[str, Any]], vectors: Vectors, templates: Sequence[str], encoder: str
+    ) -> ClassSet:
+        """What ``ClassName.to_dict`` and the vectors said, as a set again."""
+        return cls(tuple(ClassName.from_dict(one) for one in classes), vectors, tuple(templates), encoder)
+
+    def add(self, classes: Any, encoder: Encoder) -> ClassSet:
+        """The same set with more classes; only theirs are encoded."""
+        new = ClassSet.build(classes, encoder, self.templates)
+        joined = self.classes + new.classes
+        check_names(joined)
+        return ClassSet(joined, np.concatenate([self.vectors, new.vectors]), self.templates, self.encoder)
+
+    def remove(self, names: str | Iterable[str]) -> ClassSet:
+        """The same set without some classes.
+
+        Raises:
+            UsageError: a name is not in the set, or none would be left.
+        """
+        gone = {one.name.casefold() for one in parse_classes(names)}
+        if unknown := gone - {name.casefold() for name in self.names}:
+            raise UsageError(f"cannot remove {sorted(unknown)}: the classes are {list(self.names)}")
+        kept = [row for row, name in enumerate(self.names) if name.casefold() not in gone]
+        if not kept:
+            raise UsageError("cannot remove every class; at least one has to be left")
+        return ClassSet(tuple(self.classes[row] for row in kept), self.vectors[kept], self.templates, self.encoder)
+
+
+def parse_classes(classes: Any) -> tuple[ClassName, ...]:
+    """Read a class list.
+
+    Args:
+        classes: a comma list of names (quotes as in CSV); a ``.txt`` file with one class a line,
+            ``name [| synonym; synonym] [@ attribute; attribute]``, ``#`` comments; a folder whose sub-folders are the
+            classes (``_`` read as a space); or an iterable of names or ClassName.
+
+    Raises:
+        UsageError: nothing in it, a doubled or an unreadable name.
+    """
+    if isinstance(classes, (str, os.PathLike)):
+        parsed = _parse_text(classes)
+    elif isinstance(classes, Iterable):
+        parsed = tuple(_one(name) for name in classes)
+    else:
+        raise UsageError(f"expected class names, got a {type(classes).__name__}: {classes!r}")
+    check_names(parsed)
+    return parsed
+
+
+def check_names(classes: Sequence[ClassName]) -> None:
+    """Refuse empty lists, empty names and names that are equal after case folding.
+
+    Raises:
+        UsageError: naming the offenders.
+    """
+    if not classes:
+        raise UsageError("no class names given; expected at least one, such as cat,dog,car")
+    seen: dict[str, str] = {}
+    for one in classes:
+        key = unicodedata.normalize("NFKC", one.name).casefold()
+        if not key:
+            raise UsageError(f"an empty class name in {[each.name for each in classes]}; check for doubled commas")
+        if key in seen:
+            raise UsageError(f"the class {one.name!r} is given twice (as {seen[key]!r} before); remove one")
+        seen[key] = one.name
+
+
+def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
+    """Refuse names written in letters of languages the encoder does not know; it would answer with nonsense.
+
+    Raises:
+        UsageError: naming an encoder that fits.
+    """
+    if not info.languages:
+        return
+    for one in classes:
+        for word in (one.name, *one.synonyms, *one.attributes):
+            for letter in filter(str.isalpha, word):
+                script = unicodedata.name(letter, "").split()[0] if unicodedata.name(letter, "") else ""
+                languages = SCRIPTS.get(script, ())
+                if languages and not set(languages) & set(info.languages):
+                    fits = next((ENCODER_FOR[code] for code in languages if code in ENCODER_FOR), MULTILINGUAL)
+                    raise UsageError(
+                        f"the class {one.name!r} is written in {script.title()} letters, but the encoder "
+                        f"{info.name!r} knows {', '.join(info.languages)} only; use --encoder {fits} or English names"
+                    )
+
+
+def _parse_text(classes: str | os.PathLike[str]) -> tuple[ClassName, ...]:
+    path = Path(classes)
+    if path.suffix.lower() == ".txt":
+        if not path.is_file():
+            raise UsageError(f"no such class list: {str(path)!r}; expected a .txt file with one class a line")
+        return _parse_file(path)
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        # A class may share its name with a folder that lies around; only one with sub-folders lists classes.
+        if names:
+            return tuple(ClassName(name.replace("_", " ")) for name in names)
+    if isinstance(classes, os.PathLike) or "/" in classes:
+        raise UsageError(f"{str(path)!r} names no classes; expected a .txt file or a folder with sub-folders")
+    rows = csv.reader([classes], skipinitialspace=True)
+    return tuple(ClassName(name.strip()) for row in rows for name in row)
+
+
+def _parse_file(path: Path) -> tuple[ClassName, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the class list {str(path)!r}: {error}; expected UTF-8 text") from error
+    return tuple(ClassName.parse(line) for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def _one(name: Any) -> ClassName:
+    if isinstance(name, ClassName):
+        return name
+    if not isinstance(name, str):
+        raise UsageError(f"a class name must be text, got {type(name).__name__}: {name!r}")
+    return ClassName(name.strip())
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(";") if part.strip())
