@@ -66,7 +66,8 @@ class Guard:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         loaded = load_encoder(encoder, device, threads)
-        chosen = make_detector(detector or DEFAULT_DETECTOR) if not isinstance(detector, Detector) else detector
+        given = detector if isinstance(detector, Detector) else make_detector(detector or DEFAULT_DETECTOR)
+        chosen = type(given)(**given.params)  # one's own, so that two guards may be given the same object
         self._set_up(loaded, ClassSet.build(classes, loaded, templates), chosen, threads, batch_size, max_pixels)
         self.detector.fit(self._context(self.class_set))
         natural = self.detector.natural_threshold()
@@ -85,6 +86,9 @@ class Guard:
         batch_size: int | None,
         max_pixels: int,
     ) -> None:
+        for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
         self.encoder = encoder
         self.class_set = class_set
         self.detector = detector
@@ -169,6 +173,8 @@ class Guard:
         Raises:
             ImageError: the image cannot be read.
         """
+        if top < 1:
+            raise UsageError(f"top must be at least 1, got {top}")
         info = self.encoder.info
         similarity = (self.encoder.encode_images(self._reader.one(image)[None]) @ self.class_set.vectors.T)[0]
         logits = info.logit_scale * similarity.astype(np.float64) + info.logit_bias
@@ -221,7 +227,7 @@ class Guard:
         self._change_classes(self.class_set.remove(names))
 
     def _change_classes(self, class_set: ClassSet) -> None:
-        fresh = make_detector(self.detector.info.name, **self.detector.params).fit(self._context(class_set))
+        fresh = type(self.detector)(**self.detector.params).fit(self._context(class_set))
         if self.threshold and self.threshold.source == "user":
             check_reachable(self.threshold.value, fresh.score_range(), fresh.info.name, len(class_set.names))
         self.class_set, self.detector = class_set, fresh
@@ -280,26 +286,25 @@ class Guard:
             MismatchError: not a guard, or the encoder differs from the one that made it; both are named.
         """
         about, arrays = stored.load(path, "guard")
-        made_by = about["encoder"]
+        try:
+            made_by, threshold = about["encoder"], about["threshold"] and Threshold(**about["threshold"])
+            state = {name.removeprefix("detector."): array for name, array in arrays.items() if name != "classes"}
+            kind = type(make_detector(about["detector"]["name"]))
+            detector = kind.from_state(about["detector"]["params"], state)
+            fingerprint = made_by["fingerprint"]
+            class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
         loaded = load_encoder(encoder or made_by["name"], device, threads)
-        if loaded.info.fingerprint != made_by["fingerprint"]:
+        if loaded.info.fingerprint != fingerprint:
             raise MismatchError(
-                f"{os.fspath(path)!r} was made with the encoder {made_by['name']!r} (fingerprint "
-                f"{made_by['fingerprint']}), not with {loaded.info.name!r} ({loaded.info.fingerprint}); their vectors "
-                "do not compare: load it with its own encoder, or make a new guard"
+                f"{os.fspath(path)!r} was made with the encoder {made_by['name']!r} (fingerprint {fingerprint}), not "
+                f"with {loaded.info.name!r} ({loaded.info.fingerprint}); their vectors do not compare: load it with "
+                "its own encoder, or make a new guard"
             )
         guard = cls.__new__(cls)
-        state = {key.removeprefix("detector."): value for key, value in arrays.items() if key.startswith("detector.")}
-        kind = type(make_detector(about["detector"]["name"], **about["detector"]["params"]))
-        guard._set_up(
-            loaded,
-            ClassSet.restore(about["classes"], arrays["classes"], about["templates"], loaded.info.fingerprint),
-            kind.from_state(about["detector"]["params"], state),
-            threads,
-            batch_size,
-            max_pixels,
-        )
-        guard.threshold = Threshold(**about["threshold"]) if about["threshold"] else None
+        guard._set_up(loaded, class_set, detector, threads, batch_size, max_pixels)
+        guard.threshold = threshold or None
         return guard
 
 

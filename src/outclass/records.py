@@ -110,7 +110,7 @@ def to_pandas(records: Iterable[Any]) -> Any:
     """Records as a ``pandas.DataFrame``, one row each, columns in the order of the fields.
 
     Raises:
-        MissingExtraError: pandas is not installed.
+        OutclassError: pandas is not installed.
     """
     from outclass.errors import OutclassError
 

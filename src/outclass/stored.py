@@ -54,12 +54,14 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
         raise UsageError(f"no such file: {name!r}")
     try:
         with safe_open(name, framework="numpy") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise MismatchError(f"{name!r} is damaged or no outclass file: {error}") from error
-    if header.get("kind") != kind:
-        raise MismatchError(f"{name!r} is {header.get('kind', 'no outclass file')!r}, expected a {kind}")
+    if not isinstance(header, dict) or not {"kind", "schema", "version"} <= header.keys():
+        raise MismatchError(f"{name!r} is no outclass file; expected a {kind}")
+    if header["kind"] != kind:
+        raise MismatchError(f"{name!r} is a {header['kind']}, expected a {kind}")
     if header["schema"] != SCHEMA:
         raise MismatchError(
             f"{name!r} was written by outclass {header['version']} in schema {header['schema']}, but this is "

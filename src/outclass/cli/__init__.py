@@ -59,6 +59,3 @@ def main() -> None:
 
         say(f"error: {error}", style="bold red")
         sys.exit(WRONG_USAGE)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)

@@ -33,7 +33,9 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in known:
             options = ", ".join(sorted(one.replace("_", "-") for one in known - {"config"}))
             raise UsageError(f"the config {str(path)!r} sets {key!r}, which is no option here; options: {options}")
-        defaults[name] = _comma_list(value) if name == "classes" and isinstance(value, list) else value
+        if name == "classes" and isinstance(value, list):
+            value = _comma_list(value)
+        defaults[name] = [value] if name == "templates" and isinstance(value, str) else value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 

@@ -16,6 +16,7 @@ from outclass import __version__, atomic
 from outclass.cli import options
 from outclass.errors import UsageError
 from outclass.images.decode import MAX_PIXELS, ImageLike
+from outclass.images.sources import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,8 +174,8 @@ def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.date
     read = scanned.n - scanned.n_failed
     return {
         "outclass": __version__,
-        "command": shlex.join(["outclass", *sys.argv[1:]]),
-        "source": scanned.source.root,
+        "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
+        "source": printable(scanned.source.root),
         "classes": list(guard.classes),
         "templates": list(guard.class_set.templates),
         "encoder": {"name": info.name, "fingerprint": info.fingerprint},

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from outclass.encoders.base import Encoder
-from outclass.images.loader import Loaded, Reader, chunks, map_ordered, usable_cores
+from outclass.images.loader import CHUNK, Loaded, Reader, chunks, map_ordered, usable_cores
 from outclass.images.sources import Item
 from outclass.records import Features
 
@@ -45,11 +45,11 @@ def encode_stream(
         yield from map_ordered(read_and_encode, chunks(items, batch_size), threads)
         return
     waiting: list[Loaded] = []
-    for loaded in map_ordered(reader.chunk, chunks(items), threads):
-        waiting.append(loaded)
-        if sum(len(part.pixels) for part in waiting) >= batch_size:
+    for loaded in map_ordered(reader.chunk, chunks(items, min(CHUNK, batch_size)), threads):
+        if sum(len(part.pixels) for part in [*waiting, loaded]) > batch_size:
             yield _encode(_join(waiting), encoder)
             waiting = []
+        waiting.append(loaded)
     if waiting:
         yield _encode(_join(waiting), encoder)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -22,14 +23,16 @@ from outclass.errors import ImageError
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
 
-# Raster formats only: Pillow would hand EPS to an external interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "ICO")
+# Pillow hands EPS to an external interpreter, and decodes ICO before its size can be checked: not read.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB")
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm"}
-    | {".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".avifs", ".jp2", ".j2k", ".jpf", ".jpx", ".ico"}
+    | {".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".avifs", ".jp2", ".j2k", ".jpf", ".jpx"}
 )
 SNIFF_BYTES = 32
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+
+BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes that a bitmap header can have
 
 MAX_PIXELS = 200_000_000  # 14,000 x 14,000: above any camera, below what fills a laptop
 PIXELS_IN_FLIGHT = 100_000_000  # all threads together; a larger image waits until it is alone
@@ -45,7 +48,9 @@ def looks_like_image(head: bytes) -> bool:
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"))
         or head.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
-        or (len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
+        # Two letters are too few to tell a picture from a text: the next field has to fit as well.
+        or (head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in BMP_HEADERS)
+        or re.match(rb"P[1-6]\s+(#|\d+\s)", head) is not None
     )
 
 
@@ -106,12 +111,13 @@ def rgb(
                 )
             if width * height == 0:
                 raise ImageError(f"an image of {width} x {height} pixels is empty")
-            if min_short_side and image.format in ("JPEG", "MPO"):
+            lent = image is source  # a caller's own image stays as it is
+            if min_short_side and image.format in ("JPEG", "MPO") and not lent:
                 keep = SPARE * min_short_side / min(width, height)
                 image.draft(None, (int(width * keep), int(height * keep)))
             held.enter_context((budget or PixelBudget(max_pixels)).hold(image.width * image.height))
             image.load()
-            yield _finish(image, min_short_side)
+            yield _finish(image.copy() if lent else image, min_short_side)
         except ImageError:
             raise
         except MemoryError as error:
@@ -142,7 +148,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _open(source: ImageLike, held: contextlib.ExitStack) -> Image.Image:
     if isinstance(source, Image.Image):
-        return source.copy()  # EXIF turning and loading work in place; the caller's image stays as it is
+        return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -197,6 +203,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits (mode I too: what older Pillow makes of a 16-bit PNG); 65535 is white.
         values = np.clip(np.asarray(image, np.int64), 0, 65535)
+        if isinstance(clear := image.info.get("transparency"), int):
+            values[values == clear] = 65535
         return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image, np.float32))

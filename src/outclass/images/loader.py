@@ -82,27 +82,48 @@ class Reader:
 def map_ordered(function: Callable[[T], R], tasks: Iterable[T], threads: int) -> Iterator[R]:
     """``map`` over threads: results in order, at most twice as many tasks in flight as threads.
 
-    Tasks are drawn lazily. When the consumer stops early, waiting tasks are dropped and running ones finished.
+    Tasks are drawn lazily. When drawing one fails, the results of those before it come first. When the consumer stops
+    early, waiting tasks are dropped and running ones finished.
     """
     tasks = iter(tasks)
     pending: deque[Future[R]] = deque()
+    broken: Exception | None = None
     pool = ThreadPoolExecutor(threads, thread_name_prefix="outclass")
+
+    def submit(count: int) -> None:
+        nonlocal broken
+        try:
+            for task in itertools.islice(tasks, 0 if broken else count):
+                pending.append(pool.submit(function, task))
+        except Exception as error:
+            broken = error
+
     try:
-        for task in itertools.islice(tasks, 2 * threads):
-            pending.append(pool.submit(function, task))
+        submit(2 * threads)
         while pending:
             result = pending.popleft().result()
-            for task in itertools.islice(tasks, 1):
-                pending.append(pool.submit(function, task))
+            submit(1)
             yield result
+        if broken:
+            raise broken
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
-    """Cut a stream into lists of ``size``; the last may be shorter."""
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
+    """Cut a stream into lists of ``size``; the last may be shorter, also when the stream fails."""
+    chunk: list[T] = []
+    try:
+        for item in items:
+            chunk.append(item)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+    except Exception:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
         yield chunk
 
 

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from outclass.errors import UsageError
@@ -103,7 +102,7 @@ class Files(Source):
                 yield Item(*image)
             elif isinstance(image, (str, os.PathLike)):
                 path = os.fspath(image)
-                yield Item(_relative_id(path, self.root) if self.root else _printable(path), path)
+                yield Item(_relative_id(path, self.root) if self.root else printable(path), path)
             else:
                 yield Item(str(position), image)
 
@@ -125,7 +124,8 @@ def open_source(source: Any) -> Source:
         return source
     if isinstance(source, (str, os.PathLike)):
         return _open_path(os.fspath(source))
-    if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray)):
+    single = isinstance(source, (bytes, bytearray)) or getattr(source, "ndim", 4) < 4  # one array is one image
+    if isinstance(source, Iterable) and not single:
         return Files(source)
     raise UsageError(
         f"cannot scan a {type(source).__name__}; expected a folder, a file, a glob pattern or an iterable of images "
@@ -151,12 +151,12 @@ def _open_path(path: str) -> Source:
 
 
 def _relative_id(path: str, root: str) -> str:
-    return _printable(os.path.relpath(path, root))
+    return printable(os.path.relpath(path, root))
 
 
-def _printable(path: str) -> str:
-    """POSIX separators, and bytes that are no UTF-8 as \\xNN, so that every id can be written and read back."""
-    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
+def printable(path: str) -> str:
+    """A path with POSIX separators, its bytes that are no UTF-8 as \\xNN: every id can be written and read back."""
+    return os.fsencode(path.replace(os.sep, "/")).decode("utf-8", "backslashreplace")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

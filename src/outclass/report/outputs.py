@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -35,14 +37,14 @@ class VerdictFile:
     def __enter__(self) -> Self:
         self._file = self._open.enter_context(atomic.write(self.path))
         if self._format == "csv":
-            csv.writer(self._file, lineterminator="\n").writerow(VERDICT_FIELDS)
+            self._file.write(_csv_line(VERDICT_FIELDS))
         return self
 
     def add(self, verdict: Verdict) -> None:
         """Write one row."""
         row = verdict.to_dict()
         if self._format == "csv":
-            csv.writer(self._file, lineterminator="\n").writerow([_cell(value) for value in row.values()])
+            self._file.write(_csv_line([_cell(value) for value in row.values()]))
         else:
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -56,6 +58,13 @@ def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
     """Write plain JSON, indented, atomically."""
     with atomic.write(path) as file:
         file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    # The writer quotes only those line ends that its own terminator holds: "\r\n" makes it quote both.
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: Any) -> str:

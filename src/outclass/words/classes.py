@@ -184,35 +184,54 @@ def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
         return
     for one in classes:
         for word in (one.name, *one.synonyms, *one.attributes):
-            for letter in filter(str.isalpha, word):
-                script = unicodedata.name(letter, "").split()[0] if unicodedata.name(letter, "") else ""
-                languages = SCRIPTS.get(script, ())
-                if languages and not set(languages) & set(info.languages):
-                    fits = next((ENCODER_FOR[code] for code in languages if code in ENCODER_FOR), MULTILINGUAL)
-                    raise UsageError(
-                        f"the class {one.name!r} is written in {script.title()} letters, but the encoder "
-                        f"{info.name!r} knows {', '.join(info.languages)} only; use --encoder {fits} or English names"
-                    )
+            scripts = [_script(letter) for letter in word if letter.isalpha()]
+            foreign = [script for script in scripts if script != "LATIN" and not _writes(script, info.languages)]
+            if 2 * len(foreign) > len(scripts):  # a single Greek letter in an English name is English
+                fits = next(
+                    (ENCODER_FOR[code] for code in SCRIPTS.get(foreign[0], ()) if code in ENCODER_FOR), MULTILINGUAL
+                )
+                raise UsageError(
+                    f"the class {one.name!r} is written in {foreign[0].title()} letters, but the encoder "
+                    f"{info.name!r} knows {', '.join(info.languages)} only; use --encoder {fits} or English names"
+                )
+
+
+def _script(letter: str) -> str:
+    """First word of the letter's Unicode name, width aside: LATIN, CJK, CYRILLIC ..."""
+    words = [word for word in unicodedata.name(letter, "UNKNOWN").split() if word not in ("FULLWIDTH", "HALFWIDTH")]
+    return words[0]
+
+
+def _writes(script: str, languages: Sequence[str]) -> bool:
+    return bool(set(SCRIPTS.get(script, ())) & set(languages))
 
 
 def _parse_text(classes: str | os.PathLike[str]) -> tuple[ClassName, ...]:
-    path = Path(classes)
-    if path.suffix.lower() == ".txt":
-        if not path.is_file():
-            raise UsageError(f"no such class list: {str(path)!r}; expected a .txt file with one class a line")
-        return _parse_file(path)
-    if path.is_dir():
-        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        # A class may share its name with a folder that lies around; only one with sub-folders lists classes.
-        if names:
+    text = os.fspath(classes)
+    if text.strip() and (isinstance(classes, os.PathLike) or "," not in text):
+        if text.lower().endswith(".txt"):
+            return _parse_file(Path(text))
+        if names := _sub_folders(text):
             return tuple(ClassName(name.replace("_", " ")) for name in names)
-    if isinstance(classes, os.PathLike) or "/" in classes:
-        raise UsageError(f"{str(path)!r} names no classes; expected a .txt file or a folder with sub-folders")
-    rows = csv.reader([classes], skipinitialspace=True)
+        if isinstance(classes, os.PathLike) or "/" in text:
+            raise UsageError(f"{text!r} names no classes; expected a .txt file or a folder with sub-folders")
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True))
+    except csv.Error as error:
+        raise UsageError(f"cannot read the class list {text!r}: {error}; expected names with commas between") from error
     return tuple(ClassName(name.strip()) for row in rows for name in row)
 
 
+def _sub_folders(path: str) -> list[str]:
+    # A class may share its name with a folder that lies around; only one with sub-folders lists classes.
+    if not os.path.isdir(path):
+        return []
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _parse_file(path: Path) -> tuple[ClassName, ...]:
+    if not path.is_file():
+        raise UsageError(f"no such class list: {str(path)!r}; expected a .txt file with one class a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
