@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
 from typing import Any
 
 from outclass.guard import Guard, Scan
 from outclass.records import Verdict
+from outclass.report.best import Best
 
 SHOWN = 40  # rows of the table on a terminal; a pipe or a file gets them all
+FAILED_SHOWN = 10
 
 
 class VerdictTable:
@@ -24,37 +25,36 @@ class VerdictTable:
     def __init__(self) -> None:
         self.stream = not sys.stdout.isatty()
         self._n = 0
+        self._first: list[Verdict] = []
         self._failed: list[Verdict] = []
-        self._all: list[Verdict] = []
-        self._most_ood: list[tuple[float, int, Verdict]] = []
-        self._most_id: list[tuple[float, int, Verdict]] = []
+        self._most_ood = Best(SHOWN // 2)
+        self._most_id = Best(SHOWN // 2)
 
     def add(self, verdict: Verdict) -> None:
         """Take one verdict."""
-        if self.stream:
-            if not self._n:
-                print(_line(self.HEAD))
-            print(_line(_cells(verdict)))
         self._n += 1
         if self.stream:
+            if self._n == 1:
+                print(_line(self.HEAD))
+            print(_line(_cells(verdict)))
             return
-        if len(self._all) <= SHOWN:
-            self._all.append(verdict)
-        if verdict.ood_score is None:
-            self._failed = [*self._failed, verdict][:10]
-            return
-        _keep(self._most_ood, (verdict.ood_score, -self._n, verdict))
-        _keep(self._most_id, (-verdict.ood_score, -self._n, verdict))
+        if len(self._first) < SHOWN:
+            self._first.append(verdict)
+        if verdict.ood_score is not None:
+            self._most_ood.add(verdict.ood_score, self._n, verdict)
+            self._most_id.add(-verdict.ood_score, self._n, verdict)
+        elif len(self._failed) < FAILED_SHOWN:
+            self._failed.append(verdict)
 
     def close(self) -> None:
         """Print what a terminal shows."""
         if self.stream:
             return
         if self._n <= SHOWN:
-            self._print("", self._all)
+            self._print("", self._first)
             return
-        self._print(f"the {SHOWN // 2} most OOD of {self._n}", [row[2] for row in sorted(self._most_ood, reverse=True)])
-        self._print(f"the {SHOWN // 2} most ID", [row[2] for row in sorted(self._most_id, reverse=True)])
+        self._print(f"the {SHOWN // 2} most OOD of {self._n} images", [row for _, row in self._most_ood.rows()])
+        self._print(f"the {SHOWN // 2} most ID", [row for _, row in self._most_id.rows()])
         if self._failed:
             self._print("not read (the first)", self._failed)
 
@@ -94,10 +94,6 @@ def say(text: str, style: str = "") -> None:
     from rich.text import Text
 
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
-
-
-def _keep(heap: list[tuple[float, int, Verdict]], row: tuple[float, int, Verdict]) -> None:
-    (heapq.heappush if len(heap) < SHOWN // 2 else heapq.heappushpop)(heap, row)
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:

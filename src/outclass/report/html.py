@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import heapq
 import io
 import math
 import unicodedata
@@ -20,6 +19,7 @@ from PIL import Image
 
 from outclass.images.decode import ImageLike, rgb
 from outclass.records import Verdict
+from outclass.report.best import Best
 from outclass.report.histogram import histogram
 
 THUMBNAIL_SIDE = 160  # pixels of the longer side
@@ -53,9 +53,9 @@ class HtmlReport:
         self._total = _Counts()
         self._unread = 0
         self._failures: list[Verdict] = []
-        self._most_ood = _Best(self._shown)
-        self._most_id = _Best(self._shown)
-        self._nearest = _Best(self._shown)
+        self._most_ood = Best(self._shown)
+        self._most_id = Best(self._shown)
+        self._nearest = Best(self._shown)
         self._threshold: tuple[float | None, str | None] = (None, None)
 
     def add(self, verdict: Verdict) -> None:
@@ -122,7 +122,7 @@ class HtmlReport:
             return [("All images", [row for _, row in self._most_ood.rows()])] if self._scores else []
         taken: set[int] = set()
 
-        def take(best: _Best, count: int) -> list[Verdict]:
+        def take(best: Best, count: int) -> list[Verdict]:
             rows = [(order, row) for order, row in best.rows() if order not in taken][:count]
             taken.update(order for order, _ in rows)
             return [row for _, row in rows]
@@ -169,26 +169,6 @@ class _Counts:
             self.ood += 1
         else:
             self.id += 1
-
-
-class _Best:
-    """The ``size`` verdicts of the greatest keys so far; of equal keys the earlier ones."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._heap: list[tuple[float, int, Verdict]] = []
-
-    def add(self, key: float, order: int, verdict: Verdict) -> None:
-        # No two orders are equal, so the heap never compares verdicts.
-        entry = (-math.inf if math.isnan(key) else key, -order, verdict)
-        if len(self._heap) < self._size:
-            heapq.heappush(self._heap, entry)
-        else:
-            heapq.heappushpop(self._heap, entry)
-
-    def rows(self) -> list[tuple[int, Verdict]]:
-        """(order, verdict), greatest key first."""
-        return [(-order, verdict) for _, order, verdict in sorted(self._heap, reverse=True)]
 
 
 def _headline(total: _Counts, failed: int, classes: Sequence[str]) -> str:
