@@ -1,9 +1,13 @@
-"""Scores from the cosines s_k = cos(image, text of class k) alone."""
+"""Scores from the cosines s_k = cos(image, text of class k) alone.
+
+Every score is a function of one row of cosines, so images are taken in blocks that stay in the processor's cache. p is
+softmax(s / T); T is a temperature in units of cosine: T = 0.01 is CLIP's own logit scale of 100.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +15,51 @@ import numpy.typing as npt
 from outclass.detectors.base import Detector, DetectorInfo, Floats, register
 from outclass.errors import UsageError
 
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+
+BLOCK = 1 << 18  # cosines at a time: 1 MB of float32
+
 MCM_PAPER = "Ming et al., Delving into Out-of-Distribution Detection with Vision-Language Representations, NeurIPS 2022"
-ONE_CLASS_HINT = "with one class every softmax is 1; use --detector max_logit"
+ONE_CLASS = "with one class there is nothing to compare it with; use --detector max_logit"
+
+
+class LogitDetector(Detector):
+    """Base of the detectors that see a row of cosines: a subclass writes ``_from_cosines``."""
+
+    def _score(self, vectors: Floats) -> Array:
+        text = self._fitted().T
+        scores = np.empty(len(vectors), vectors.dtype)
+        rows = max(1, BLOCK // text.shape[1])
+        for start in range(0, len(vectors), rows):
+            scores[start : start + rows] = self._from_cosines(vectors[start : start + rows] @ text)
+        return scores
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        """(b, K) cosines, which may be overwritten -> (b,) ``ood_score``, higher = more OOD."""
+        raise NotImplementedError
+
+
+class TemperedDetector(LogitDetector):
+    """Base of the detectors with a temperature."""
+
+    def __init__(self, temperature: float = 0.01) -> None:
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+            raise UsageError(f"temperature must be a positive number, in units of cosine; got {temperature!r}")
+        self.temperature = float(temperature)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
+
+    def _extreme(self) -> tuple[float, float]:
+        """Largest and smallest softmax value that any row of cosines can hold, [-1, 1] being what cosines span."""
+        spread = math.exp(-2.0 / self.temperature)
+        others = len(self._fitted()) - 1
+        return 1.0 / (1.0 + others * spread), spread / (1.0 + others * spread)
 
 
 @register
-class MaxLogit(Detector):
+class MaxLogit(LogitDetector):
     """Minus the largest cosine. Has no temperature, works for one class, and compares across class lists."""
 
     info = DetectorInfo(
@@ -27,39 +70,23 @@ class MaxLogit(Detector):
         formula="S = max_k s_k; ood_score = -S",
     )
 
-    def _score(self, vectors: Floats) -> Floats:
-        return np.asarray(-(vectors @ self._fitted().T).max(axis=1, initial=-np.inf), np.float32)
+    def _from_cosines(self, cosines: Array) -> Array:
+        return -cosines.max(axis=1)
 
     def score_range(self) -> tuple[float, float]:
         return -1.0, 1.0
 
 
-class _Softmax(Detector):
-    """Minus the largest softmax of s / temperature."""
+class _Softmax(TemperedDetector):
+    """Minus the largest softmax value."""
 
-    temperature: float
-
-    def __init__(self, temperature: float) -> None:
-        if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
-            raise UsageError(f"temperature must be a positive number, in units of cosine; got {temperature!r}")
-        self.temperature = float(temperature)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {"temperature": self.temperature}
-
-    def _score(self, vectors: Floats) -> npt.NDArray[np.floating[Any]]:
-        scaled = vectors @ self._fitted().T
-        scaled -= scaled.max(axis=1, keepdims=True, initial=-np.inf)
-        scaled /= np.float32(self.temperature)
-        # The largest softmax is 1 / sum_k exp((s_k - max s) / T). Many classes differ in the last digits only:
-        # float64 sums keep them apart.
-        total: npt.NDArray[np.floating[Any]] = np.exp(scaled, out=scaled).sum(axis=1, dtype=np.float64)
-        return -1.0 / total
+    def _from_cosines(self, cosines: Array) -> Array:
+        # The largest softmax is 1 / sum_k exp((s_k - max s) / T). With many classes it differs in the last digits
+        # only: float64 sums keep them apart.
+        return -1.0 / _exp_from_max(cosines, self.temperature).sum(axis=1, dtype=np.float64)
 
     def score_range(self) -> tuple[float, float]:
-        others = len(self._fitted()) - 1
-        return -1.0 / (1.0 + others * math.exp(-2.0 / self.temperature)), -1.0 / (1.0 + others)
+        return -self._extreme()[0], -1.0 / len(self._fitted())
 
 
 @register
@@ -75,9 +102,9 @@ class MCM(_Softmax):
         title="MCM (maximum concept matching)",
         paper=MCM_PAPER,
         equation="equation 2, T = 1",
-        formula="S = max_k softmax_k(s / T); ood_score = -S",
+        formula="S = max_k p_k; ood_score = -S",
         min_classes=2,
-        hint=ONE_CLASS_HINT,
+        hint=ONE_CLASS,
     )
 
     def __init__(self, temperature: float = 1.0) -> None:  # the paper's value
@@ -92,11 +119,189 @@ class MSP(_Softmax):
         name="msp",
         title="MSP (maximum softmax probability)",
         paper="Hendrycks and Gimpel, A Baseline for Detecting Misclassified and OOD Examples, ICLR 2017",
-        equation="section 2, on cosines with T = 0.01 as in " + MCM_PAPER,
-        formula="S = max_k softmax_k(s / T); ood_score = -S",
+        equation="section 2, on cosines with T = 0.01",
+        formula="S = max_k p_k; ood_score = -S",
         min_classes=2,
-        hint=ONE_CLASS_HINT,
+        hint=ONE_CLASS,
     )
 
-    def __init__(self, temperature: float = 0.01) -> None:  # 1 / CLIP's logit scale of 100
+
+@register
+class Energy(TemperedDetector):
+    """Free energy of the cosines. As T -> 0 it becomes ``max_logit``; at T = 1 it is nearly constant, so T = 0.01."""
+
+    info = DetectorInfo(
+        name="energy",
+        title="Energy",
+        paper="Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020",
+        equation="equation 4, on cosines with T = 0.01",
+        formula="E = -T log sum_k exp(s_k / T); ood_score = E",
+    )
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        largest = cosines.max(axis=1)
+        return -largest - self.temperature * np.log(_exp_from_max(cosines, self.temperature).sum(axis=1))
+
+    def score_range(self) -> tuple[float, float]:
+        spread = self.temperature * math.log(len(self._fitted()))
+        return -1.0 - spread, 1.0 - spread
+
+
+@register
+class Entropy(TemperedDetector):
+    """Shannon entropy of the softmax, in nats: flat = OOD."""
+
+    info = DetectorInfo(
+        name="entropy",
+        title="Entropy",
+        paper=MCM_PAPER,
+        equation="baseline of its code, T = 0.01",
+        formula="H = -sum_k p_k log p_k; ood_score = H",
+        min_classes=2,
+        hint=ONE_CLASS,
+    )
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        # H = log Z - sum_k x_k e^{x_k} / Z with x = (s - max s) / T and Z = sum_k e^{x_k}
+        _from_max(cosines, self.temperature)
+        weights = np.exp(cosines)
+        total = weights.sum(axis=1)
+        return np.log(total) - np.einsum("bk,bk->b", weights, cosines) / total
+
+    def score_range(self) -> tuple[float, float]:
+        largest, smallest = self._extreme()
+        others = len(self._fitted()) - 1
+        return _entropy(largest) + others * _entropy(smallest), math.log(others + 1)
+
+
+@register
+class Margin(TemperedDetector):
+    """Minus the lead of the best class over the second."""
+
+    info = DetectorInfo(
+        name="margin",
+        title="Margin",
+        paper="Scheffer et al., Active Hidden Markov Models for Information Extraction, IDA 2001",
+        equation="margin of section 3, on p with T = 0.01",
+        formula="S = p_(1) - p_(2); ood_score = -S",
+        min_classes=2,
+        hint=ONE_CLASS,
+    )
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        weights = _exp_from_max(cosines, self.temperature)
+        total = weights.sum(axis=1)
+        weights.partition(weights.shape[1] - 2, axis=1)
+        return (weights[:, -2] - weights[:, -1]) / total
+
+    def score_range(self) -> tuple[float, float]:
+        largest, smallest = self._extreme()
+        return smallest - largest, 0.0
+
+
+@register
+class LogitGap(LogitDetector):
+    """Minus the mean gap between the best cosine and the runners-up.
+
+    Args:
+        runners_up: how many of them; None = a fifth of the classes, at least one (the paper's fixed variant).
+    """
+
+    info = DetectorInfo(
+        name="logitgap",
+        title="LogitGap",
+        paper="Revisiting Logit Distributions for Reliable Out-of-Distribution Detection, NeurIPS 2025",
+        equation="the top-N variant",
+        formula="S = mean over j = 2..N+1 of s_(1) - s_(j); ood_score = -S",
+        min_classes=2,
+        hint=ONE_CLASS,
+    )
+
+    def __init__(self, runners_up: int | None = None) -> None:
+        if runners_up is not None and (not isinstance(runners_up, int) or runners_up < 1):
+            raise UsageError(f"runners_up must be a whole number from 1 on, got {runners_up!r}")
+        self.runners_up = runners_up
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"runners_up": self.runners_up}
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        k = cosines.shape[1]
+        n = min(self.runners_up or max(1, round(0.2 * k)), k - 1)
+        largest = cosines.max(axis=1)
+        if n < k - 1:
+            cosines.partition(k - n - 1, axis=1)
+        return (cosines[:, k - n - 1 :].sum(axis=1) - largest) / n - largest
+
+    def score_range(self) -> tuple[float, float]:
+        return -2.0, 0.0
+
+
+@register
+class GEN(TemperedDetector):
+    """Generalised entropy of the M largest softmax values: flat = OOD.
+
+    log(1 - p) is taken from the sum of the other classes, not from 1 - p, which rounds to 0 for a confident row
+    (published float32 code is off by up to 0.17 there).
+
+    Args:
+        gamma: exponent, (0, 1).
+        largest: M, how many of the largest values count.
+        temperature: in units of cosine.
+    """
+
+    info = DetectorInfo(
+        name="gen",
+        title="GEN (generalised entropy)",
+        paper="Liu et al., GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection, CVPR 2023",
+        equation="equation 3, gamma = 0.1, M = 100, T = 0.01",
+        formula="G = sum over the M largest p of p^gamma (1 - p)^gamma; ood_score = G",
+        min_classes=2,
+        hint=ONE_CLASS,
+    )
+
+    def __init__(self, gamma: float = 0.1, largest: int = 100, temperature: float = 0.01) -> None:
         super().__init__(temperature)
+        if not 0 < gamma < 1:
+            raise UsageError(f"gamma must lie in (0, 1), got {gamma!r}")
+        if not isinstance(largest, int) or largest < 1:
+            raise UsageError(f"largest must be a whole number from 1 on, got {largest!r}")
+        self.gamma = float(gamma)
+        self.largest = largest
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"gamma": self.gamma, "largest": self.largest, "temperature": self.temperature}
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        _from_max(cosines, self.temperature)
+        k = cosines.shape[1]
+        # The best class goes last; everything but its own weight, 1, is summed apart.
+        cosines.partition((k - 2, k - 1) if self.largest >= k else sorted({k - self.largest, k - 2, k - 1}), axis=1)
+        others, second = cosines[:, :-1], cosines[:, -2]
+        log_others = second + np.log(np.exp(others - second[:, None]).sum(axis=1))
+        log_total = np.log1p(np.exp(log_others))
+        log_p = cosines[:, max(0, k - self.largest) :] - log_total[:, None]
+        log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.5))  # only the best class can be above a half
+        log_rest[:, -1] = log_others - log_total
+        return np.exp(self.gamma * (log_p + log_rest)).sum(axis=1)
+
+    def score_range(self) -> tuple[float, float]:
+        return 0.0, min(self.largest, len(self._fitted())) * 0.25**self.gamma
+
+
+def _from_max(cosines: Array, temperature: float) -> None:
+    """In place: (s - max s) / T, row by row."""
+    cosines -= cosines.max(axis=1, keepdims=True)
+    cosines /= temperature
+
+
+def _exp_from_max(cosines: Array, temperature: float) -> Array:
+    """In place: exp((s - max s) / T), row by row."""
+    _from_max(cosines, temperature)
+    return np.exp(cosines, out=cosines)
+
+
+def _entropy(p: float) -> float:
+    return -p * math.log(p) if p > 0 else 0.0
