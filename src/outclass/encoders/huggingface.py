@@ -30,12 +30,10 @@ TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sent
 HUB_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
 HUB_FILES_OLD = ["pytorch_model.bin", "pytorch_model-*-of-*.bin"]
 
-# Processors that only resize, crop and normalise. Others have steps that `Preprocess` cannot say.
+# They only resize, crop and normalise. Others have steps that `Preprocess` cannot say.
 PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ChineseCLIPImageProcessor")
 LANGUAGES = {"clip": ("en",), "chinese_clip": ("zh", "en")}
-
-# Its token ids tell tokenizers apart: case, accents, punctuation, another script.
-PROBE = "A photo of 3 Café-CATS, 猫; won't?"
+PROBE = "A photo of 3 Café-CATS, 猫; won't?"  # its token ids tell tokenizers apart
 
 
 class HuggingFaceEncoder:
@@ -60,8 +58,7 @@ class HuggingFaceEncoder:
             raise MissingExtraError(error.name or "torch", "torch", f"encoder {model!r}") from error
         if threads is not None:
             torch.set_num_threads(threads)
-        self._torch = torch
-        self.device = _device(torch, device)
+        self._torch, self.device = torch, _device(torch, device)
         folder = _find(model)
         if lacking := _lacking(folder):
             raise EncoderError(f"{folder} is no whole checkpoint: {', '.join(lacking)} missing; copy it again")
@@ -73,21 +70,17 @@ class HuggingFaceEncoder:
         seen = "attention_mask" not in self._tokenizer.model_input_names or config.model_type.startswith("siglip")
         self._padding = "max_length" if seen else "longest"
         self._context = min(config.text_config.max_position_embeddings, self._tokenizer.model_max_length)
-        probe = str(list(self._tokenizer(PROBE, truncation=True, max_length=self._context)["input_ids"]))
-        bias = getattr(self._model, "logit_bias", None)
+        ids = list(self._tokenizer(PROBE, truncation=True, max_length=self._context)["input_ids"])
+        probe = hashlib.sha256(str(ids).encode()).hexdigest()
         self.info = EncoderInfo(
             name=model,
             dim=self._texts(["a"]).shape[1],
             preprocess=_preprocess(processor, config, model),
             logit_scale=float(self._model.logit_scale.exp()),
-            logit_bias=0.0 if bias is None else float(bias),
+            logit_bias=float(getattr(self._model, "logit_bias", 0.0)),
             languages=LANGUAGES.get(config.model_type, ()),
             weights=_weights_hash(folder, config),
-            text=(
-                ("context", self._context),
-                ("padding", self._padding),
-                ("probe", hashlib.sha256(probe.encode()).hexdigest()),
-            ),
+            text=(("context", self._context), ("padding", self._padding), ("probe", probe)),
             batch_size=256 if self.device.startswith("cuda") else 32,
         )
 
@@ -186,7 +179,7 @@ def _load(transformers: Any, folder: Path, model: str) -> tuple[Any, Any, Any]:
     """Model in float32, tokenizer and image processor, from files of ``folder`` alone."""
     safe = _weight_files(folder)[0].suffix == ".safetensors"
     careful = {"local_files_only": True, "trust_remote_code": False}
-    weights = {"use_safetensors": safe, "weights_only": True, "output_loading_info": True}
+    weights = {"use_safetensors": safe, "output_loading_info": True}  # a .bin is read tensors-only by default
     # Only the processor's settings are read; Pillow's kind loads without torchvision.
     backend = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     try:
@@ -222,7 +215,7 @@ def _preprocess(processor: Any, config: Any, model: str) -> Preprocess:
     """What a processor does; EncoderError where `Preprocess` cannot say it or the model takes another size."""
     kind = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     size = dict(processor.size or {})
-    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else size
+    crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else size
     side, short = crop.get("height", 0), size.get("shortest_edge", 0)
     takes = getattr(config.vision_config, "image_size", side)
     plain = kind in PROCESSORS and processor.do_resize and processor.do_rescale and not getattr(processor, "do_pad", 0)
@@ -232,11 +225,10 @@ def _preprocess(processor: Any, config: Any, model: str) -> Preprocess:
             f"{model!r} prepares images in a way that outclass cannot: {kind}, resize to {size}, crop to {crop}, model "
             f"input {takes} px; expected one of {', '.join(PROCESSORS)} with resize, square crop and division by 255"
         )
-    how = {"size": side, "resize": "short_side" if short else "squash", "resize_to": short}
-    how["interpolation"] = Image.Resampling(int(processor.resample)).name.lower()
-    how["mean"] = map(float, processor.image_mean if processor.do_normalize else (0, 0, 0))
-    how["std"] = map(float, processor.image_std if processor.do_normalize else (1, 1, 1))
-    return Preprocess.from_dict(how)
+    kernel = Image.Resampling(int(processor.resample)).name.lower()
+    how = {"size": side, "resize": "short_side" if short else "squash", "resize_to": short, "interpolation": kernel}
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0, 0, 0), (1, 1, 1))
+    return Preprocess.from_dict({**how, "mean": map(float, mean), "std": map(float, std)})
 
 
 def _weights_hash(folder: Path, config: Any) -> str:
@@ -248,8 +240,8 @@ def _weights_hash(folder: Path, config: Any) -> str:
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         maker.append(digest)
-    for tower in (config.vision_config, config.text_config):
-        maker.append([getattr(tower, key, None) for key in ("hidden_act", "num_attention_heads", "layer_norm_eps")])
+    for key in ("hidden_act", "num_attention_heads", "layer_norm_eps"):
+        maker += [getattr(tower, key, None) for tower in (config.vision_config, config.text_config)]
     return hashlib.sha256(json.dumps(maker).encode()).hexdigest()
 
 

@@ -1,0 +1,116 @@
+"""Tiny random checkpoints, made and saved with `transformers`: a real folder to load, no download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertTokenizerFast,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
+
+WORDS = ["a photo of a cat", "a photo of a dog", "a red car", "a bird on a tree", "one two three four five six"]
+SIZE = 32
+CONTEXT = 24
+
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_VISION = {**_TOWER, "image_size": SIZE, "patch_size": 8}
+
+
+def save_clip(folder: Path, seed: int = 0, **processor: object) -> Path:
+    """A CLIP of 2 layers, 32 wide, 32 px, context 24; ``processor`` overrides its image settings."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    pieces = [*sorted(letters), *sorted(f"{letter}</w>" for letter in letters)]
+    merges = []
+    for word in {word: None for line in WORDS for word in line.split()}:  # every word becomes one token
+        whole, *rest = [*word[:-1], f"{word[-1]}</w>"]
+        for piece in rest:
+            merges.append((whole, piece))
+            whole += piece
+            pieces.append(whole)
+    pieces += [start, end]  # the end has the highest id, as in OpenAI's
+    vocab = {piece: row for row, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=CONTEXT)
+    text = {"vocab_size": len(vocab), "max_position_embeddings": CONTEXT, "bos_token_id": vocab[start]}
+    ends = {"eos_token_id": vocab[end], "pad_token_id": vocab[end]}
+    torch.manual_seed(seed)
+    config = CLIPConfig(text_config={**_TOWER, **text, **ends}, vision_config=_VISION, projection_dim=24)
+    _loud(CLIPModel(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    return _save_processor(folder, "CLIPImageProcessor", {**crop, **processor})
+
+
+def save_siglip(folder: Path, seed: int = 0, **processor: object) -> Path:
+    """A SigLIP with a bias, no attention mask, and texts padded to 16."""
+    tokenizer = _words_tokenizer()
+    tokenizer.save_pretrained(folder)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(seed)
+    model = SiglipModel(SiglipConfig(text_config={**_TOWER, **text}, vision_config=_VISION))
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        model.logit_bias.fill_(-3.5)
+    _loud(model).save_pretrained(folder)
+    square = {"size": {"height": SIZE, "width": SIZE}}
+    return _save_processor(folder, "SiglipImageProcessor", {**square, **processor})
+
+
+def save_chinese_clip(folder: Path, seed: int = 0) -> Path:
+    """A Chinese-CLIP: a BERT text tower, images squashed to a square."""
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"一张猫狗红色汽车的照片"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab), encoding="utf-8")
+    BertTokenizerFast(vocab={word: row for row, word in enumerate(vocab)}, model_max_length=CONTEXT).save_pretrained(
+        folder
+    )
+    text = {"vocab_size": len(vocab), "max_position_embeddings": CONTEXT}
+    torch.manual_seed(seed)
+    config = ChineseCLIPConfig(text_config={**_TOWER, **text}, vision_config=_VISION, projection_dim=24)
+    _loud(ChineseCLIPModel(config)).save_pretrained(folder)
+    square = {"size": {"height": SIZE, "width": SIZE}, "do_center_crop": False}
+    return _save_processor(folder, "ChineseCLIPImageProcessor", square)
+
+
+def _loud(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights five times as large: at their own 0.02 all inputs give nearly one vector."""
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if weights.ndim >= 2 and "embedding" not in name:
+                weights.mul_(5)
+    return model
+
+
+def _words_tokenizer() -> PreTrainedTokenizerFast:
+    words = sorted({word for line in WORDS for word in line.split()})
+    vocab = {word: row for row, word in enumerate(["<pad>", "<unk>", "</s>", *words])}
+    whole = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    whole.normalizer = normalizers.Lowercase()
+    whole.pre_tokenizer = pre_tokenizers.Whitespace()
+    whole.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocab["</s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=whole,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        model_max_length=16,
+        model_input_names=["input_ids"],
+    )
+
+
+def _save_processor(folder: Path, kind: str, settings: dict[str, object]) -> Path:
+    data = {"image_processor_type": kind, "resample": 3, **settings}
+    (folder / "preprocessor_config.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
