@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -52,6 +53,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names are wider than some terminals' encoding
+    # What Pillow thinks of a file's tags is no news to somebody who scans a folder; errors are rows.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         app()
     except OutclassError as error:

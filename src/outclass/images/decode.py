@@ -40,6 +40,9 @@ PIXELS_IN_FLIGHT = 100_000_000  # all threads together; a larger image waits unt
 # An image is shrunk by a whole factor (cheap, exact box filter) only while twice the wanted size remains.
 SPARE = 2
 
+ORIENTATION = 0x0112  # EXIF tag
+LYING = (5, 6, 7, 8)  # its values that turn the picture by a quarter
+
 
 def looks_like_image(head: bytes) -> bool:
     """Whether a file's first bytes (32 are enough) are those of an image format that is read here."""
@@ -95,7 +98,8 @@ def rgb(
         budget: shared by the threads that decode.
 
     Yields:
-        PIL image, mode RGB.
+        PIL image, mode RGB. Of a shrunk one ``info`` holds ``full_size`` (upright, pixels) and ``shrunk_by``: sizes
+        are rounded up, so its last row and column may lie partly outside the picture.
 
     Raises:
         ImageError: unreadable, unsupported, broken, or over ``max_pixels``.
@@ -117,7 +121,7 @@ def rgb(
                 image.draft(None, (int(width * keep), int(height * keep)))
             held.enter_context((budget or PixelBudget(max_pixels)).hold(image.width * image.height))
             image.load()
-            yield _finish(image.copy() if lent else image, min_short_side)
+            yield _finish(image.copy() if lent else image, (width, height), min_short_side)
         except ImageError:
             raise
         except MemoryError as error:
@@ -185,18 +189,22 @@ def _open_stream(stream: IO[bytes]) -> Image.Image:
     raise ImageError(f"no image format that is read here (first bytes {prefix[:8]!r})")
 
 
-def _finish(image: Image.Image, min_short_side: int | None) -> Image.Image:
+def _finish(image: Image.Image, full: tuple[int, int], min_short_side: int | None) -> Image.Image:
+    shrunk_by = round(full[0] / image.width)  # what the JPEG decoder did
     # A damaged EXIF block is no reason to refuse good pixels.
     with contextlib.suppress(Exception):
+        if image.getexif().get(ORIENTATION) in LYING:
+            full = full[::-1]
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "1":
         image = image.convert("L")
-    if min_short_side and image.mode in ("L", "RGB", "RGBA", "CMYK", "LA"):
-        factor = min(image.size) // (SPARE * min_short_side)
-        if factor > 1:
-            transparency = image.info.get("transparency")
-            image = image.reduce(factor) if transparency is None else image.convert("RGBA").reduce(factor)
-    return _to_rgb(image)
+    factor = min(image.size) // (SPARE * min_short_side) if min_short_side else 1
+    if factor > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK", "LA"):
+        image = (image.convert("RGBA") if "transparency" in image.info else image).reduce(factor)
+        shrunk_by *= factor
+    image = _to_rgb(image)
+    image.info = {"full_size": full, "shrunk_by": shrunk_by} if shrunk_by > 1 else {}
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -70,24 +70,26 @@ def to_pixels(image: Image.Image, how: Preprocess) -> npt.NDArray[np.uint8]:
     """Resize and crop an RGB image to what the encoder takes.
 
     Args:
-        image: mode RGB, any size.
+        image: mode RGB, any size; one that was shrunk while it was read is cropped as its full size says.
         how: the encoder's preprocessing.
 
     Returns:
         (size, size, 3) uint8.
     """
     kernel = FILTERS[how.interpolation]
-    width, height = image.size
-    if how.resize == "squash":
-        return np.asarray(image.resize((how.size, how.size), kernel))
+    width, height = image.info.get("full_size", image.size)
+    shrunk_by = image.info.get("shrunk_by", 1)
     short, long = min(width, height), max(width, height)
-    if long > LONGEST_ASPECT * short:
+    if how.resize == "short_side" and long > LONGEST_ASPECT * short:
         kept = short * how.size / how.resize_to
         left, top = (width - kept) / 2, (height - kept) / 2
-        return np.asarray(image.resize((how.size, how.size), kernel, box=(left, top, left + kept, top + kept)))
-    scaled_long = int(how.resize_to * long / short)  # truncated, as CLIP's own processor does
-    scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
+        box = tuple(edge / shrunk_by for edge in (left, top, left + kept, top + kept))
+        return np.asarray(image.resize((how.size, how.size), kernel, box=box))
+    scaled = (how.size, how.size)
+    if how.resize == "short_side":
+        scaled_long = int(how.resize_to * long / short)  # truncated, as CLIP's own processor does
+        scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
     if scaled != image.size:
-        image = image.resize(scaled, kernel)
+        image = image.resize(scaled, kernel, box=(0, 0, width / shrunk_by, height / shrunk_by))
     left, top = (scaled[0] - how.size) // 2, (scaled[1] - how.size) // 2
     return np.asarray(image.crop((left, top, left + how.size, top + how.size)))
