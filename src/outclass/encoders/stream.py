@@ -44,14 +44,26 @@ def encode_stream(
 
         yield from map_ordered(read_and_encode, chunks(items, batch_size), threads)
         return
+    parts = map_ordered(reader.chunk, chunks(items, min(CHUNK, batch_size)), threads)
+    for batch in _gather(parts, batch_size):
+        yield _encode(batch, encoder)
+
+
+def _gather(parts: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
+    """Join parts while their images fit into a batch; what was read before a source broke is passed on first."""
     waiting: list[Loaded] = []
-    for loaded in map_ordered(reader.chunk, chunks(items, min(CHUNK, batch_size)), threads):
-        if sum(len(part.pixels) for part in [*waiting, loaded]) > batch_size:
-            yield _encode(_join(waiting), encoder)
-            waiting = []
-        waiting.append(loaded)
+    try:
+        for part in parts:
+            if waiting and sum(len(one.pixels) for one in [*waiting, part]) > batch_size:
+                yield _join(waiting)
+                waiting = []
+            waiting.append(part)
+    except Exception:
+        if waiting:
+            yield _join(waiting)
+        raise
     if waiting:
-        yield _encode(_join(waiting), encoder)
+        yield _join(waiting)
 
 
 def _encode(loaded: Loaded, encoder: Encoder) -> Features:

@@ -126,10 +126,10 @@ class ClassSet:
         Raises:
             UsageError: a name is not in the set, or none would be left.
         """
-        gone = {one.name.casefold() for one in parse_classes(names)}
-        if unknown := gone - {name.casefold() for name in self.names}:
+        gone = {_key(one.name) for one in parse_classes(names)}
+        if unknown := gone - {_key(name) for name in self.names}:
             raise UsageError(f"cannot remove {sorted(unknown)}: the classes are {list(self.names)}")
-        kept = [row for row, name in enumerate(self.names) if name.casefold() not in gone]
+        kept = [row for row, name in enumerate(self.names) if _key(name) not in gone]
         if not kept:
             raise UsageError("cannot remove every class; at least one has to be left")
         return ClassSet(tuple(self.classes[row] for row in kept), self.vectors[kept], self.templates, self.encoder)
@@ -166,12 +166,17 @@ def check_names(classes: Sequence[ClassName]) -> None:
         raise UsageError("no class names given; expected at least one, such as cat,dog,car")
     seen: dict[str, str] = {}
     for one in classes:
-        key = unicodedata.normalize("NFKC", one.name).casefold()
+        key = _key(one.name)
         if not key:
             raise UsageError(f"an empty class name in {[each.name for each in classes]}; check for doubled commas")
         if key in seen:
             raise UsageError(f"the class {one.name!r} is given twice (as {seen[key]!r} before); remove one")
         seen[key] = one.name
+
+
+def _key(name: str) -> str:
+    """What makes two names the same: letters, whatever their case and however their accents are written."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,13 +19,13 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: none given, or one without its place for the name.
     """
-    templates = (templates,) if isinstance(templates, str) else tuple(templates)
-    if not templates:
+    given = [templates] if isinstance(templates, str) or not isinstance(templates, Iterable) else list(templates)
+    if not given:
         raise UsageError("no prompt template; expected at least one such as 'a photo of a {}'")
-    for template in templates:
-        if template.count("{}") != 1:
+    for template in given:
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise UsageError(f"the template {template!r} needs exactly one {{}} where the class name goes")
-    return templates
+    return tuple(given)
 
 
 def encode_ensembles(groups: Sequence[Sequence[str]], encoder: Encoder) -> Vectors:
