@@ -61,12 +61,16 @@ class Context:
         names: K class names.
         logit_scale: the encoder's own multiplier of cosines.
         logit_bias: the encoder's own bias (SigLIP); 0 elsewhere.
+        negatives: (M, d) float32 unit rows, one a word that is none of the classes; None without such words.
+        group_permutation: (M,) the order in which negatives are cut into groups; None = as they stand.
     """
 
     text: Floats
     names: tuple[str, ...]
     logit_scale: float = 100.0
     logit_bias: float = 0.0
+    negatives: Floats | None = None
+    group_permutation: npt.NDArray[np.intp] | None = None
 
 
 class Detector:

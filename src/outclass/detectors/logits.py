@@ -43,9 +43,7 @@ class TemperedDetector(LogitDetector):
     """Base of the detectors with a temperature."""
 
     def __init__(self, temperature: float = 0.01) -> None:
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise UsageError(f"temperature must be a positive number, in units of cosine; got {temperature!r}")
-        self.temperature = float(temperature)
+        self.temperature = check_temperature(temperature)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -289,6 +287,17 @@ class GEN(TemperedDetector):
 
     def score_range(self) -> tuple[float, float]:
         return 0.0, min(self.largest, len(self._fitted())) * 0.25**self.gamma
+
+
+def check_temperature(value: Any) -> float:
+    """A positive finite number.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"temperature must be a positive number, in units of cosine; got {value!r}")
+    return float(value)
 
 
 def _from_max(cosines: Array, temperature: float) -> None:
