@@ -295,6 +295,10 @@ class Guard:
             class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
+        if len(class_set.names) != len(class_set.vectors) or detector._fitted().shape != class_set.vectors.shape:
+            raise MismatchError(
+                f"{os.fspath(path)!r} is a damaged guard: it names other classes than it has vectors for"
+            )
         loaded = load_encoder(encoder or made_by["name"], device, threads)
         if loaded.info.fingerprint != fingerprint:
             raise MismatchError(

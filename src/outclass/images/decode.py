@@ -40,6 +40,9 @@ PIXELS_IN_FLIGHT = 100_000_000  # all threads together; a larger image waits unt
 # An image is shrunk by a whole factor (cheap, exact box filter) only while twice the wanted size remains.
 SPARE = 2
 
+# A caller may hand over one unread picture many times; two threads must not read it at once.
+LENT = threading.Lock()
+
 ORIENTATION = 0x0112  # EXIF tag
 LYING = (5, 6, 7, 8)  # its values that turn the picture by a quarter
 
@@ -120,7 +123,8 @@ def rgb(
                 keep = SPARE * min_short_side / min(width, height)
                 image.draft(None, (int(width * keep), int(height * keep)))
             held.enter_context((budget or PixelBudget(max_pixels)).hold(image.width * image.height))
-            image.load()
+            with LENT if lent else contextlib.nullcontext():
+                image.load()
             yield _finish(image.copy() if lent else image, (width, height), min_short_side)
         except ImageError:
             raise

@@ -55,9 +55,11 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preprocess:
+        """What ``to_dict`` made, as a record again."""
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
         return asdict(self)
 
     @property

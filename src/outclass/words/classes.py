@@ -61,10 +61,12 @@ class ClassName:
         return [template.replace("{}", phrase) for template in templates for phrase in phrases]
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
         return {"name": self.name, "synonyms": list(self.synonyms), "attributes": list(self.attributes)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ClassName:
+        """What ``to_dict`` made, as a record again."""
         return cls(data["name"], tuple(data["synonyms"]), tuple(data["attributes"]))
 
 
@@ -86,6 +88,7 @@ class ClassSet:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """What verdicts call the classes."""
         return tuple(one.name for one in self.classes)
 
     @classmethod
@@ -189,9 +192,9 @@ def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
         return
     for one in classes:
         for word in (one.name, *one.synonyms, *one.attributes):
-            scripts = [_script(letter) for letter in word if letter.isalpha()]
+            scripts = [_script(letter) for letter in word if letter.isalpha() and letter not in "µªº"]
             foreign = [script for script in scripts if script != "LATIN" and not _writes(script, info.languages)]
-            if 2 * len(foreign) > len(scripts):  # a single Greek letter in an English name is English
+            if foreign and 2 * len(foreign) >= len(scripts):  # a single Greek letter in an English name is English
                 fits = next(
                     (ENCODER_FOR[code] for code in SCRIPTS.get(foreign[0], ()) if code in ENCODER_FOR), MULTILINGUAL
                 )
