@@ -17,6 +17,15 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
 
+# The oldest supported release of every dependency of the core (oldest.txt).
+test-oldest: build/oldest/.done
+	build/oldest/bin/python -m pytest -m "not long" --ignore tests/test_install.py
+
+build/oldest/.done: oldest.txt pyproject.toml
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --requirement oldest.txt --editable .
+	touch $@
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -28,7 +28,6 @@ from outclass.images.decode import rgb  # noqa: E402
 from outclass.images.loader import Reader  # noqa: E402
 from outclass.images.preprocess import to_pixels  # noqa: E402
 
-SHARED = Path(os.environ.get("OUTCLASS_SHARED", Path(__file__).parents[2] / "shared"))
 FAMILIES = {
     "clip": (checkpoints.save_clip, "CLIPImageProcessorPil"),
     "siglip": (checkpoints.save_siglip, "SiglipImageProcessorPil"),
@@ -161,10 +160,8 @@ def test_processor_settings_of_2021_are_understood(tmp_path: Path) -> None:
     assert (how.size, how.resize, how.resize_to, how.interpolation) == (32, "short_side", 40, "bicubic")
 
 
-def test_large_photographs_that_are_shrunk_while_read_stay_near(folders: dict[str, Path]) -> None:
-    photographs = sorted((SHARED / "data/dev/textures_far").rglob("*.jpg"))[:24]
-    if not photographs:
-        pytest.skip("no photographs: OUTCLASS_SHARED has no data/dev")
+def test_large_photographs_that_are_shrunk_while_read_stay_near(folders: dict[str, Path], dev: Path) -> None:
+    photographs = sorted((dev / "textures_far").rglob("*.jpg"))[:24]
     ours, theirs = HuggingFaceEncoder(str(folders["clip"])), Reference("clip", folders["clip"])
     opened = [Image.open(path).convert("RGB") for path in photographs]
     assert all(min(image.size) >= 4 * checkpoints.SIZE for image in opened)

@@ -25,9 +25,18 @@ app = typer.Typer(
 )
 
 
+def print_version(wanted: bool) -> None:
+    """--version: print it and leave."""
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def outclass(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Give it the names of the classes you know; for every image it says whether the image belongs to them.
 
@@ -39,9 +48,6 @@ def outclass(
 
       outclass scan PHOTOS --classes cat,dog,car -o out
     """
-    if version:
-        print(__version__)
-        raise typer.Exit
 
 
 for command in (scan, classify, demo, detectors, encoders, doctor):

@@ -34,7 +34,7 @@ CLASSES = "cat,cup of coffee,rocket,motorcycle"
 
 # Between the ID and the OOD photographs that the demo was tried with, on the bundled encoder: good for a first look,
 # not for your images. `--threshold` on the command line is the same thing.
-THRESHOLD = -0.25
+THRESHOLD = -0.3
 
 
 def demo(

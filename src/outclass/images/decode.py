@@ -43,6 +43,8 @@ SPARE = 2
 # A caller may hand over one unread picture many times; two threads must not read it at once.
 LENT = threading.Lock()
 
+BAND = 1 << 20  # pixels that are brought from 16 to 8 bits at a time
+
 ORIENTATION = 0x0112  # EXIF tag
 LYING = (5, 6, 7, 8)  # its values that turn the picture by a quarter
 
@@ -200,32 +202,48 @@ def _finish(image: Image.Image, full: tuple[int, int], min_short_side: int | Non
         if image.getexif().get(ORIENTATION) in LYING:
             full = full[::-1]
         ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "1":
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    elif image.mode == "1":
         image = image.convert("L")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
     factor = min(image.size) // (SPARE * min_short_side) if min_short_side else 1
     if factor > 1 and image.mode in ("L", "RGB", "RGBA", "CMYK", "LA"):
-        image = (image.convert("RGBA") if "transparency" in image.info else image).reduce(factor)
+        image = image.reduce(factor)
         shrunk_by *= factor
     image = _to_rgb(image)
     image.info = {"full_size": full, "shrunk_by": shrunk_by} if shrunk_by > 1 else {}
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits (mode I too: what older Pillow makes of a 16-bit PNG); 65535 is white.
-        values = np.clip(np.asarray(image, np.int64), 0, 65535)
-        if isinstance(clear := image.info.get("transparency"), int):
-            values[values == clear] = 65535
-        return Image.fromarray((values / 257 + 0.5).astype(np.uint8)).convert("RGB")
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16 and 32 bits a pixel -> mode L. Whole numbers: 65535 is white. Fractions: 1 is white, or 255 if any is above 1.
+
+    Band by band, so that the wide numbers never stand in memory for the whole picture.
+    """
+    width, height = image.size
+    rows = max(1, BAND // width)
+    scale = 255 / 65535
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-        return Image.fromarray((np.clip(values * scale, 0, 255) + 0.5).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        scale = 255.0 if np.nan_to_num(np.array(image.getextrema(), np.float64)).max() <= 1 else 1.0
+    clear = image.info.get("transparency")
+    narrow = np.empty((height, width), np.uint8)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        values = np.nan_to_num(np.asarray(band).astype(np.float32))
+        narrow[top : top + rows] = np.clip(values * scale, 0, 255) + 0.5
+        if isinstance(clear, int):
+            narrow[top : top + rows][values == clear] = 255
+    return Image.fromarray(narrow)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
+        white = Image.new("RGB", layer.size, "white")
+        white.paste(layer, mask=layer.getchannel("A"))
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -1,0 +1,149 @@
+"""Do high scores mean OOD? Planted clusters for every detector, real photographs for the bundled encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import auroc, unit
+
+from outclass import Context, Guard, all_detectors, make_detector
+from outclass.detectors.logits import MaxLogit
+
+NAMES = list(all_detectors())
+DIM, CLASSES, COSINE = 512, 5, 0.22
+
+
+def planted(seed, classes=CLASSES):
+    """Context, ID rows and two kinds of OOD rows on the unit sphere of DIM dimensions.
+
+    As with CLIP-like encoders an image is far from its own text (cosine 0.22) and farther from the others: ID rows lean
+    towards one class, OOD rows towards a word outside the classes, or towards nothing.
+    """
+    generator = np.random.default_rng(seed)
+    directions = unit(generator.standard_normal((classes + 40, DIM)))
+    text, other = directions[:classes], directions[classes:]
+
+    def around(centres):
+        return unit(COSINE * centres + (1 - COSINE) * unit(generator.standard_normal(centres.shape)))
+
+    extras = {"negatives": other, "negative_names": tuple(f"other {row}" for row in range(40))}
+    labels = generator.integers(0, classes, 200)
+    extras |= {"id_vectors": around(text[labels]), "id_labels": labels}
+    known = {key: value for key, value in extras.items() if key in Context.__dataclass_fields__}
+    context = Context(text, tuple(f"class {row}" for row in range(classes)), **known)
+    to_class, to_other = generator.integers(0, classes, 300), generator.integers(0, 40, 300)
+    return context, around(text[to_class]), around(other[to_other]), unit(generator.standard_normal((300, DIM)))
+
+
+def check_meaning(detector, seed=0):
+    """Fails unless OOD rows score higher than ID rows, both kinds, in rank and in the mean."""
+    context, id_rows, *kinds = planted(seed)
+    detector.fit(context)
+    id_scores = detector.score(id_rows)
+    for ood_rows in kinds:
+        ood_scores = detector.score(ood_rows)
+        assert auroc(id_scores, ood_scores) > 0.95
+        assert ood_scores.mean() > id_scores.mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_ood_scores_higher_than_planted_id(name, seed):
+    check_meaning(make_detector(name), seed)
+
+
+def test_a_detector_with_its_sign_turned_does_not_pass():
+    class Flipped(MaxLogit):
+        def _score(self, vectors):
+            return -super()._score(vectors)
+
+    with pytest.raises(AssertionError):
+        check_meaning(Flipped())
+
+
+def test_a_detector_that_says_nothing_does_not_pass():
+    class Constant(MaxLogit):
+        def _score(self, vectors):
+            return np.zeros(len(vectors), np.float32)
+
+    with pytest.raises(AssertionError):
+        check_meaning(Constant())
+
+
+def test_auroc_counts_pairs_and_halves_ties():
+    assert auroc([0, 1], [2, 3]) == 1
+    assert auroc([2, 3], [0, 1]) == 0
+    assert auroc([1, 1], [1, 1]) == 0.5
+    assert auroc([0, 1], [1, 2]) == 3.5 / 4
+
+
+@pytest.fixture(scope="module")
+def scores(dev, lite):
+    """Scores, labels and files of a folder of dev images for a class list; each folder is encoded once."""
+    guards, vectors = {}, {}
+
+    def of(classes, folder, most=100):
+        if classes not in guards:
+            guards[classes] = Guard(list(classes), lite)
+        if folder not in vectors:
+            files = sorted(path for path in (dev / folder).rglob("*") if path.is_file())
+            files = files[:: max(1, len(files) // most)]
+            from outclass.encoders.stream import encode_stream
+            from outclass.images.loader import Reader
+            from outclass.images.sources import Files
+
+            batches = list(encode_stream(Files(files), lite, Reader(lite.info.preprocess)))
+            assert not any(error for batch in batches for error in batch.errors)
+            vectors[folder] = np.concatenate([batch.vectors for batch in batches]), files
+        rows, files = vectors[folder]
+        verdicts = guards[classes].check_vectors(rows)
+        return np.array([one.ood_score for one in verdicts]), [one.label for one in verdicts], files
+
+    return of
+
+
+PETS = ("cat", "dog", "car")
+
+
+def test_pets_and_cars_score_below_birds_and_objects(scores):
+    id_scores, _, _ = scores(PETS, "pets_vehicles/id", 150)
+    ood_scores, _, _ = scores(PETS, "pets_vehicles/ood", 150)
+    assert auroc(id_scores, ood_scores) > 0.90
+    assert ood_scores.mean() > id_scores.mean()
+
+
+def test_pets_and_cars_are_told_apart(scores):
+    _, labels, files = scores(PETS, "pets_vehicles/id", 150)
+    right = [label == file.parent.name for label, file in zip(labels, files, strict=True)]
+    assert np.mean(right) > 0.93
+
+
+@pytest.fixture(scope="module")
+def imagenette(dev):
+    return tuple(sorted(folder.name.replace("_", " ") for folder in (dev / "imagenette_id10").iterdir()))
+
+
+def test_imagenette_is_told_apart(scores, imagenette):
+    _, labels, files = scores(imagenette, "imagenette_id10", 250)
+    right = [label == file.parent.name.replace("_", " ") for label, file in zip(labels, files, strict=True)]
+    assert np.mean(right) >= 0.88
+
+
+@pytest.mark.parametrize(("far", "bar"), [("textures", 0.93), ("scenes", 0.93), ("digits", 0.83), ("art", 0.9)])
+def test_far_images_score_above_imagenette(scores, imagenette, far, bar):
+    id_scores, _, _ = scores(imagenette, "imagenette_id10", 250)
+    ood_scores, _, _ = scores(imagenette, f"{far}_far")
+    assert auroc(id_scores, ood_scores) > bar
+    assert ood_scores.mean() > id_scores.mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_detector_ranks_textures_above_pets_and_cars(name, scores, dev, lite):
+    # Three classes and far images: an easy task that every published score must get right.
+    guard = Guard(list(PETS), lite, name)
+    sides = []
+    for folder in ("pets_vehicles/id", "textures_far"):
+        files = sorted(path for path in (dev / folder).rglob("*") if path.is_file())[::6]
+        sides.append(np.array([one.ood_score for one in guard.scan(files)]))
+    assert auroc(*sides) > 0.85
+    assert sides[1].mean() > sides[0].mean()
