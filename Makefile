@@ -36,7 +36,7 @@ bench: $(VENV)/.dev
 
 # Builds the bundled encoder again, in an environment of its own (tools/lite/README.md).
 lite: build/lite/.venv/.done
-	OUTCLASS_SRC=src PYTHONPATH=src:. build/lite/.venv/bin/python -m tools.lite.build
+	PYTHONPATH=src build/lite/.venv/bin/python -m tools.lite.build
 
 build/lite/.venv/.done: tools/lite/requirements.txt
 	$(PYTHON) -m venv build/lite/.venv

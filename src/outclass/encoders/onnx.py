@@ -1,7 +1,8 @@
 """Any exported dual encoder on ONNX Runtime: a folder with two graphs, a tokenizer and a card.
 
     card.json        who made it, from what, how images are prepared, what texts look like; hashes of the files
-    image.onnx       pixels (n, size, size, 3) uint8 RGB -> vectors (n, d) float32 unit rows [, patches (n, p, d)]
+    image.onnx       pixels (n, size, size, 3) uint8 RGB -> vectors (n, d) float32 unit rows
+                     [with_patches (), bool, default false -> patches (n, p, d) float32 unit rows]
     text.onnx        input_ids, attention_mask (n, L) int64 -> vectors (n, d) float32 unit rows
     tokenizer.json   Hugging Face `tokenizers` format
 
@@ -77,7 +78,7 @@ class OnnxEncoder:
         check_pixels(pixels, self.info)
         if not len(pixels):
             return np.empty((0, self.info.dim), np.float32)
-        vectors: Vectors = self._session("image").run(["vectors"], {"pixels": pixels}, self._only_what_is_asked)[0]
+        vectors: Vectors = self._session("image").run(["vectors"], {"pixels": pixels})[0]
         return vectors
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
@@ -96,14 +97,6 @@ class OnnxEncoder:
                 mask[line, : len(encoded[row].ids)] = 1
             vectors[rows] = session.run(["vectors"], {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
-
-    @cached_property
-    def _only_what_is_asked(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True  # patches cost nothing unless they are asked for
-        return options
 
     @cached_property
     def _tokenizer(self) -> Any:
