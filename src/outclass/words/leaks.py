@@ -1,0 +1,240 @@
+"""Keeps the known classes out of the negatives: a negative that means a known class makes its images unknown.
+
+Removed are, for every class name and synonym of the user: the name itself, its plurals and singulars, its WordNet
+synonyms (of all its meanings), what lies below its usual meanings (poodle for "dog", kitten for "cat") and above them
+("animal" is true of every dog, so as a negative it would win on them), adjectives about these ("automotive"), and every
+proper noun. Words too close to a class in the encoder's own eyes go last, by a stated limit.
+
+* Ambiguous names ("car", "crane"): all meanings give synonyms, as they are few; only the usual ones
+  (``Vocabulary.synsets``) give what lies below and above, or "cat" would take the tiger with it, a "big cat".
+  A candidate goes in turn by its own usual meanings: "dog" stays for the class "person".
+* Broad names ("object", "entity"): a meaning with more than a quarter of all nouns below it removes nothing below it,
+  or no negatives would be left; the report names such classes, since little can be unknown to them.
+* Names WordNet does not know ("cup of coffee", "red car"): their words are removed, and the longest known end of the
+  phrase stands for the whole, before "of" and behind it. In "crane bird", the end says which crane is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass.errors import UsageError
+from outclass.words.classes import ClassName, parse_classes
+from outclass.words.vocabulary import Rows, Vocabulary, folded
+
+# CSP's guard; above it two texts are the same thing in other words.
+LIMIT = 0.95
+BROAD = 0.25
+SMALL_WORDS = re.compile("an?|and|at|by|for|from|in|into|near|of|off|on|onto|or|out|over|the|to|under|with")
+
+
+class Reason(StrEnum):
+    """Why a candidate is no negative, the first that holds."""
+
+    ID_NAME = "id name"
+    PLURAL = "plural"  # the candidate is a plural of the name
+    LEMMA = "lemma"  # the name is a plural of the candidate
+    SYNONYM = "synonym"
+    HYPONYM = "hyponym"  # or an instance, or its young
+    HYPERNYM = "hypernym"
+    ADJECTIVE = "adjective"
+    PART = "part of name"
+    INSTANCE = "instance"  # a proper noun, whatever the classes are
+    SIMILAR = "too similar"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One candidate that was removed.
+
+    Attributes:
+        row: its place among the candidates.
+        word: the candidate.
+        reason: the first that held.
+        because: name of the class; empty for proper nouns.
+        cosine: to the nearest class, where the reason is ``too similar``.
+    """
+
+    row: int
+    word: str
+    reason: Reason
+    because: str
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """What is left, and what became of the rest.
+
+    Attributes:
+        kept: (m,) int64, rows of the candidates that are negatives, ascending.
+        removed: the others, ascending.
+        unknown: classes that WordNet does not know, not even by the end of their names.
+        broad: classes whose hyponyms stay because they are more than a quarter of all nouns.
+    """
+
+    kept: npt.NDArray[np.int64] = field(repr=False)
+    removed: tuple[Leak, ...] = field(repr=False)
+    unknown: tuple[str, ...] = ()
+    broad: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """How many candidates each reason removed, in the order in which reasons are tried."""
+        found = Counter(leak.reason for leak in self.removed)
+        return {reason.value: found[reason] for reason in Reason if found[reason]}
+
+
+def filter_leaks(
+    candidates: Sequence[str],
+    classes: Any,
+    *,
+    cosines: npt.NDArray[np.floating[Any]] | None = None,
+    limit: float = LIMIT,
+    vocabulary: Vocabulary | None = None,
+) -> LeakReport:
+    """Split candidates into negatives and leaks.
+
+    Args:
+        candidates: m words; they need not be in the vocabulary.
+        classes: whatever ``parse_classes`` takes, k classes; their own synonyms count as names.
+        cosines: (m, k) in [-1, 1], of the candidates' texts to the classes' vectors; left out, nothing is too similar.
+        limit: the largest cosine that a negative may have to any class.
+        vocabulary: WordNet by default.
+
+    Raises:
+        UsageError: unreadable classes, or cosines of another shape.
+    """
+    parsed = parse_classes(classes)
+    if cosines is not None and np.shape(cosines) != (len(candidates), len(parsed)):
+        raise UsageError(
+            f"expected cosines of {len(candidates)} candidates to {len(parsed)} classes, got shape {np.shape(cosines)}"
+        )
+    words = vocabulary or Vocabulary.wordnet()
+    known = _Known(parsed, words)
+    nearest = None if cosines is None or not len(candidates) else np.argmax(cosines, axis=1)
+    kept, removed = [], []
+    for row, word in enumerate(candidates):
+        cosine = None
+        found = known.leak(word)
+        if found is None and cosines is not None and nearest is not None and cosines[row, nearest[row]] > limit:
+            cosine = float(cosines[row, nearest[row]])
+            found = Reason.SIMILAR, parsed[nearest[row]].name
+        if found is None:
+            kept.append(row)
+        else:
+            removed.append(Leak(row, word, *found, cosine))
+    return LeakReport(np.array(kept, np.int64), tuple(removed), tuple(known.unknown), tuple(known.broad))
+
+
+class _Known:
+    """Everything that says one of the classes, by its folded text."""
+
+    def __init__(self, classes: Sequence[ClassName], words: Vocabulary) -> None:
+        self.words = words
+        self.names = [one.name for one in classes]
+        self.unknown: list[str] = []
+        self.broad: list[str] = []
+        # Reasons in order, each with texts -> class.
+        self.texts: dict[Reason, dict[str, int]] = {reason: {} for reason in Reason}
+        self.meant = np.full(len(words.synset_file), -1, np.int32)  # below this, the class goes on
+        self.named = self.meant.copy()  # and above this
+        for index, one in enumerate(classes):
+            self._add(index, one)
+        below, above = words.spread(self.meant), words.spread(self.named, up=True)
+        self._take(Reason.HYPONYM, below)
+        self._take(Reason.HYPERNYM, above)
+        self._take(Reason.ADJECTIVE, words.adjectives(np.where(below >= 0, below, above)))
+
+    def leak(self, candidate: str) -> tuple[Reason, str] | None:
+        """Why the candidate is no negative, and the class it says."""
+        key, forms = folded(candidate), self.words.base_forms(candidate)
+        names = self.texts[Reason.ID_NAME]
+        if key not in names and (form := next((form for form in forms if form in names), None)):
+            return Reason.PLURAL, self.names[names[form]]
+        for reason, texts in self.texts.items():
+            for form in (key, *forms):
+                if form in texts:
+                    return reason, self.names[texts[form]]
+        return (Reason.INSTANCE, "") if self._is_proper(candidate) else None
+
+    def _add(self, index: int, one: ClassName) -> None:
+        limit = BROAD * self.words.synset_below.max()  # everything lies below "entity"
+        found = False
+        said = (one.name, *one.synonyms)
+        self.texts[Reason.ID_NAME].update((folded(text), index) for text in said)
+        for name in (text for each in said for text in _spellings(each)):
+            self.texts[Reason.ID_NAME].setdefault(folded(name), index)
+            for form in self.words.base_forms(name):
+                self.texts[Reason.LEMMA].setdefault(form, index)
+            every, usual = self._meanings(name, index)
+            found |= bool(every)
+            for synset in every:
+                for member in self.words.members(synset):
+                    self.texts[Reason.SYNONYM].setdefault(folded(member), index)
+            wide = [synset for synset in usual if self.words.synset_below[synset] > limit]
+            if wide and one.name not in self.broad:
+                self.broad.append(one.name)
+            self.named[usual] = index
+            self.meant[[synset for synset in usual if synset not in wide]] = index
+        if not found:
+            self.unknown.append(one.name)
+
+    def _meanings(self, name: str, index: int) -> tuple[list[int], list[int]]:
+        """All synsets of a name, and the usual ones."""
+        if synsets := self.words.synsets(name):
+            return synsets, self.words.synsets(name, usual=True)
+        tokens = re.split(r"[\s_]+", name.strip().casefold())
+        if len(tokens) == 1:
+            return [], []
+        for token in tokens:
+            if not SMALL_WORDS.fullmatch(token):
+                self.texts[Reason.PART].setdefault(folded(token), index)
+        every, usual = [], []
+        for phrase in _phrases(tokens):
+            ends = (place for place in range(len(phrase)) if self.words.synsets(" ".join(phrase[place:])))
+            if (start := next(ends, None)) is None:
+                continue
+            heads = self.words.synsets(" ".join(phrase[start:]), usual=True)
+            under = set(self.words.hyponyms(heads).tolist())
+            said = [synset for synset in self.words.synsets(" ".join(phrase[:start])) if synset in under]
+            every += said or heads
+            usual += said or heads
+        return every, usual
+
+    def _take(self, reason: Reason, owner: Rows) -> None:
+        """Every word that usually means a marked synset."""
+        marks = owner[self.words.sense_synset]
+        for sense in np.flatnonzero((marks >= 0) & self.words.usual):
+            self.texts[reason].setdefault(self.words.keys[self.words.sense_word[sense]], int(marks[sense]))
+
+    def _is_proper(self, candidate: str) -> bool:
+        rows = self.words.rows(candidate)
+        exact = [row for row in rows if self.words.words[row] == candidate] or rows
+        return bool(exact) and all(self.words.proper[row] for row in exact)
+
+
+def _spellings(name: str) -> list[str]:
+    """What a class name says: "tench, Tinca tinca" is two names, "kite (bird of prey)" one."""
+    parts = re.split(r"[,;/]|\bor\b", re.sub(r"\(.*?\)", " ", name))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _phrases(tokens: Sequence[str]) -> Iterable[list[str]]:
+    """The phrase that comes first, and the one behind "of": cup, coffee."""
+    phrase: list[str] = []
+    for token in [*tokens, "on"]:
+        if not SMALL_WORDS.fullmatch(token):
+            phrase.append(token)
+        elif phrase:
+            yield phrase
+            phrase = []
+            if token != "of":
+                return
