@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not long"
 
-# Slow by nature: soak, kill, oldest supported versions.
+# Slow by nature: soak, kill, two scans at once.
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
 

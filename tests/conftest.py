@@ -150,6 +150,16 @@ def unit(rows) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def score(detector, vectors) -> np.ndarray:
+    """``detector.score``, with what it needs beside the vectors.
+
+    Patches are made from each row alone: the row itself, which knows its class, and two that know nothing.
+    """
+    if "patches" not in detector.info.needs or np.ndim(vectors) != 2:
+        return detector.score(vectors)
+    return detector.score(vectors, np.stack([np.roll(vectors, by, axis=1) for by in (0, 1, 5)], axis=1))
+
+
 def auroc(id_scores, ood_scores) -> float:
     """Share of (ID, OOD) pairs in which the OOD image has the higher score; a tie counts one half."""
     id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)

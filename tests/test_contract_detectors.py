@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
-from conftest import unit
+from conftest import score, unit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,7 +45,7 @@ def rows(n, seed=1, dim=DIM):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_float32_one_a_row(name):
-    scores = fitted(name).score(rows(7))
+    scores = score(fitted(name), rows(7))
     assert scores.shape == (7,)
     assert scores.dtype == np.float32
     assert np.isfinite(scores).all()
@@ -53,14 +54,14 @@ def test_scores_are_float32_one_a_row(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_vectors_get_the_same_scores(name):
     vectors = rows(50)
-    assert fitted(name).score(vectors).tobytes() == fitted(name).score(vectors).tobytes()
+    assert score(fitted(name), vectors).tobytes() == score(fitted(name), vectors).tobytes()
 
 
 @pytest.mark.parametrize("name", STATELESS)
 def test_the_order_of_rows_is_kept(name):
     vectors, order = rows(40), np.random.default_rng(3).permutation(40)
     detector = fitted(name)
-    np.testing.assert_allclose(detector.score(vectors)[order], detector.score(vectors[order]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(score(detector, vectors)[order], score(detector, vectors[order]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STATELESS)
@@ -71,19 +72,19 @@ def test_a_row_alone_scores_as_among_others_of_mixed_scale_and_similarity(name, 
     text = context(dim=dim).text
     near = unit(text[generator.integers(0, CLASSES, 8)] + 0.02 * generator.standard_normal((8, dim)))
     tested = np.concatenate([near, rows(8, 6, dim), text, -text])
-    alone = np.concatenate([detector.score(row[None]) for row in tested])
+    alone = np.concatenate([score(detector, row[None]) for row in tested])
     spread = max(float(np.ptp(alone)), 1e-3)
     for place in (0, 13, 31):
         for row, expected in zip(tested, alone, strict=True):
             others = np.concatenate([rows(15, 7, dim), unit(text[[0] * 8]), row[None].repeat(8, 0)])
             others *= generator.choice([1e-3, 0.1, 1, 1, 10, 1e3], (31, 1)).astype(np.float32)
             batch = np.insert(others, place, row, axis=0)
-            assert abs(detector.score(batch)[place] - expected) <= 1e-5 * spread
+            assert abs(score(detector, batch)[place] - expected) <= 1e-5 * spread
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rows_give_no_scores(name):
-    scores = fitted(name).score(np.empty((0, DIM), np.float32))
+    scores = score(fitted(name), np.empty((0, DIM), np.float32))
     assert scores.shape == (0,)
     assert scores.dtype == np.float32
 
@@ -94,27 +95,27 @@ def test_nan_and_infinity_are_refused_with_their_row(name, bad):
     vectors = rows(9)
     vectors[4, 2] = bad
     with pytest.raises(UsageError, match="row 4"):
-        fitted(name).score(vectors)
+        score(fitted(name), vectors)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(5, DIM - 1), (5, DIM + 1), (DIM,), (2, 2, DIM), ()])
 def test_a_wrong_shape_is_refused_with_the_wanted_one(name, shape):
     with pytest.raises(UsageError, match=str(DIM)):
-        fitted(name).score(np.ones(shape, np.float32))
+        score(fitted(name), np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [object, str, complex, bool])
 def test_what_holds_no_numbers_is_refused(name, dtype):
     with pytest.raises(UsageError):
-        fitted(name).score(np.ones((2, DIM)).astype(dtype))
+        score(fitted(name), np.ones((2, DIM)).astype(dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unfitted_detector_says_so(name):
     with pytest.raises(NotReadyError, match="fit"):
-        make_detector(name).score(rows(2))
+        score(make_detector(name), rows(2))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,10 +130,10 @@ def test_nan_in_class_texts_is_refused(name):
 def test_scoring_changes_neither_the_vectors_nor_the_detector(name):
     detector, vectors = fitted(name), rows(5)
     before, state = vectors.copy(), {key: array.copy() for key, array in detector.state().items()}
-    first = detector.score(vectors)
+    first = score(detector, vectors)
     np.testing.assert_array_equal(vectors, before)
     if detector.info.stateless:
-        np.testing.assert_array_equal(detector.score(vectors), first)
+        np.testing.assert_array_equal(score(detector, vectors), first)
         for key, array in detector.state().items():
             np.testing.assert_array_equal(array, state[key])
 
@@ -145,7 +146,7 @@ def test_a_stored_detector_scores_the_same_and_stores_the_same_bytes(name, tmp_p
     again = type(detector).from_state(about["params"], state)
     stored.save(tmp_path / "second", "detector", {"params": again.params}, again.state())
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert detector.score(rows(20)).tobytes() == again.score(rows(20)).tobytes()
+    assert score(detector, rows(20)).tobytes() == score(again, rows(20)).tobytes()
     assert detector.score_range() == again.score_range()
     assert detector.natural_threshold() == again.natural_threshold()
 
@@ -163,7 +164,7 @@ def test_the_score_range_holds_every_score(name, seed, classes, dim):
     kind = all_detectors()[name]
     detector = make_detector(name).fit(context(max(classes, kind.info.min_classes), dim, seed))
     vectors = np.concatenate([rows(30, seed, dim), detector.state()["text"], -detector.state()["text"]])
-    scores = detector.score(vectors)
+    scores = score(detector, vectors)
     low, high = detector.score_range()
     assert low < high
     assert low - 1e-6 <= scores.min()
@@ -179,10 +180,10 @@ def test_too_few_classes_are_refused_with_a_detector_that_works(name):
     few = context(info.min_classes - 1)
     with pytest.raises(UsageError, match=str(info.min_classes)) as caught:
         make_detector(name).fit(few)
-    named = [other for other in NAMES if other != name and other in str(caught.value)]
+    named = [other for other in NAMES if other != name and re.search(rf"\b{other}\b", str(caught.value))]
     assert named, f"the message names no other detector: {caught.value}"
     for other in named:
-        make_detector(other).fit(few).score(rows(3))
+        score(make_detector(other).fit(few), rows(3))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,15 +220,15 @@ def test_the_ends_of_the_softmax_range_are_reached():
     for name in ("mcm", "msp"):
         for classes in (2, 3, 7):
             detector = make_detector(name).fit(Context(axes[:classes], tuple("abcdefg"[:classes])))
-            assert detector.score(axes[7:])[0] == pytest.approx(detector.score_range()[1], abs=1e-6)
+            assert score(detector, axes[7:])[0] == pytest.approx(detector.score_range()[1], abs=1e-6)
         opposite = make_detector(name).fit(Context(np.stack([axes[0], -axes[0]]), ("a", "b")))
-        assert opposite.score(axes[:1])[0] == pytest.approx(opposite.score_range()[0], abs=1e-6)
+        assert score(opposite, axes[:1])[0] == pytest.approx(opposite.score_range()[0], abs=1e-6)
 
 
 def test_the_ends_of_the_max_logit_range_are_reached():
     axes = np.eye(4, dtype=np.float32)
     detector = make_detector("max_logit").fit(Context(axes[:1], ("a",)))
-    assert detector.score(np.stack([axes[0], -axes[0]])).tolist() == list(detector.score_range())
+    assert score(detector, np.stack([axes[0], -axes[0]])).tolist() == list(detector.score_range())
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "1", None])
@@ -239,7 +240,7 @@ def test_a_temperature_that_is_no_positive_number_is_refused(temperature):
 @pytest.mark.parametrize("temperature", [1e-6, 1e6])
 def test_extreme_temperatures_give_finite_scores_in_range(temperature):
     detector = make_detector("mcm", temperature=temperature).fit(context())
-    scores = detector.score(rows(50))
+    scores = score(detector, rows(50))
     low, high = detector.score_range()
     assert np.isfinite(scores).all()
     assert low - 1e-6 <= scores.min() <= scores.max() <= high + 1e-6
@@ -248,7 +249,7 @@ def test_extreme_temperatures_give_finite_scores_in_range(temperature):
 def test_thousands_of_classes_still_rank_images():
     # With many classes the scores of mcm differ in the last digits only; they must not collapse into one value.
     detector = fitted("mcm", classes=5000, dim=64)
-    assert len(np.unique(detector.score(rows(200, dim=64)))) > 150
+    assert len(np.unique(score(detector, rows(200, dim=64)))) > 150
 
 
 def test_an_unknown_detector_is_refused_with_the_known_names():

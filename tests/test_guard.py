@@ -341,3 +341,29 @@ def test_texts_of_the_context_are_those_of_the_classes():
             return super().fit(context)
 
     Guard(["red", "blue"], "toy", Asking())
+
+
+def test_checks_leave_no_threads_behind_even_without_a_garbage_collector(toy_guard):
+    import gc
+    import threading
+    import time
+
+    before = threading.active_count()
+    gc.disable()
+    try:
+        for _ in range(50):
+            toy_guard.check(picture(RED))
+            next(toy_guard.scan([picture(RED)] * 30))
+        wait = time.monotonic() + 5
+        while threading.active_count() > before and time.monotonic() < wait:
+            time.sleep(0.01)
+        assert threading.active_count() <= before
+    finally:
+        gc.enable()
+
+
+def test_a_scan_can_be_closed(toy_guard):
+    with toy_guard.scan([picture(RED)] * 100) as scan:
+        next(scan)
+    assert list(scan) == []
+    assert scan.n == 1

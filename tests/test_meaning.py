@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import auroc, unit
+from conftest import auroc, score, unit
 
 from outclass import Context, Guard, all_detectors, make_detector
 from outclass.detectors.logits import MaxLogit
@@ -39,9 +39,9 @@ def check_meaning(detector, seed=0):
     """Fails unless OOD rows score higher than ID rows, both kinds, in rank and in the mean."""
     context, id_rows, *kinds = planted(seed)
     detector.fit(context)
-    id_scores = detector.score(id_rows)
+    id_scores = score(detector, id_rows)
     for ood_rows in kinds:
-        ood_scores = detector.score(ood_rows)
+        ood_scores = score(detector, ood_rows)
         assert auroc(id_scores, ood_scores) > 0.95
         assert ood_scores.mean() > id_scores.mean()
 
@@ -105,17 +105,18 @@ def scores(dev, lite):
 PETS = ("cat", "dog", "car")
 
 
+# The bars are those that the bundled encoder has to reach; `python -m tools.lite.evaluate` prints the figures.
 def test_pets_and_cars_score_below_birds_and_objects(scores):
-    id_scores, _, _ = scores(PETS, "pets_vehicles/id", 150)
-    ood_scores, _, _ = scores(PETS, "pets_vehicles/ood", 150)
-    assert auroc(id_scores, ood_scores) > 0.90
+    id_scores, _, _ = scores(PETS, "pets_vehicles/id", 200)
+    ood_scores, _, _ = scores(PETS, "pets_vehicles/ood", 200)
+    assert auroc(id_scores, ood_scores) >= 0.92
     assert ood_scores.mean() > id_scores.mean()
 
 
 def test_pets_and_cars_are_told_apart(scores):
-    _, labels, files = scores(PETS, "pets_vehicles/id", 150)
+    _, labels, files = scores(PETS, "pets_vehicles/id", 200)
     right = [label == file.parent.name for label, file in zip(labels, files, strict=True)]
-    assert np.mean(right) > 0.93
+    assert np.mean(right) >= 0.95
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +127,27 @@ def imagenette(dev):
 def test_imagenette_is_told_apart(scores, imagenette):
     _, labels, files = scores(imagenette, "imagenette_id10", 250)
     right = [label == file.parent.name.replace("_", " ") for label, file in zip(labels, files, strict=True)]
-    assert np.mean(right) >= 0.88
+    assert np.mean(right) >= 0.90
 
 
-@pytest.mark.parametrize(("far", "bar"), [("textures", 0.93), ("scenes", 0.93), ("digits", 0.83), ("art", 0.9)])
-def test_far_images_score_above_imagenette(scores, imagenette, far, bar):
+def test_far_images_score_above_imagenette(scores, imagenette):
     id_scores, _, _ = scores(imagenette, "imagenette_id10", 250)
-    ood_scores, _, _ = scores(imagenette, f"{far}_far")
-    assert auroc(id_scores, ood_scores) > bar
-    assert ood_scores.mean() > id_scores.mean()
+    found = {}
+    for far in ("textures", "scenes", "digits", "art"):
+        ood_scores, _, _ = scores(imagenette, f"{far}_far", 256)
+        found[far] = auroc(id_scores, ood_scores)
+        assert ood_scores.mean() > id_scores.mean(), far
+    assert np.mean(list(found.values())) >= 0.94, found
+
+
+def test_the_default_detector_decides_without_calibration(lite, dev):
+    guard = Guard(list(PETS), lite)
+    assert guard.threshold.source == "natural"
+    kept, caught = (
+        np.mean([one.is_ood is wanted for one in guard.scan(dev / "pets_vehicles" / side)])
+        for side, wanted in (("id", False), ("ood", True))
+    )
+    assert (kept + caught) / 2 >= 0.87
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,5 +158,5 @@ def test_every_detector_ranks_textures_above_pets_and_cars(name, scores, dev, li
     for folder in ("pets_vehicles/id", "textures_far"):
         files = sorted(path for path in (dev / folder).rglob("*") if path.is_file())[::6]
         sides.append(np.array([one.ood_score for one in guard.scan(files)]))
-    assert auroc(*sides) > 0.85
+    assert auroc(*sides) > 0.95
     assert sides[1].mean() > sides[0].mean()

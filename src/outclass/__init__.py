@@ -24,6 +24,7 @@ _HOME = {
     "Encoder": "outclass.encoders.base",
     "EncoderError": "outclass.errors",
     "EncoderInfo": "outclass.encoders.base",
+    "Explanation": "outclass.explain",
     "Guard": "outclass.guard",
     "ImageError": "outclass.errors",
     "MismatchError": "outclass.errors",
@@ -31,10 +32,11 @@ _HOME = {
     "NotReadyError": "outclass.errors",
     "OutclassError": "outclass.errors",
     "Prediction": "outclass.records",
-    "Scan": "outclass.guard",
+    "Scan": "outclass.scan",
     "UsageError": "outclass.errors",
     "Verdict": "outclass.records",
     "all_detectors": "outclass.detectors.base",
+    "detect_ood": "outclass.article",
     "load_encoder": "outclass.encoders.base",
     "make_detector": "outclass.detectors.base",
     "register": "outclass.detectors.base",
@@ -47,6 +49,7 @@ __all__ = [
     "Encoder",
     "EncoderError",
     "EncoderInfo",
+    "Explanation",
     "Guard",
     "ImageError",
     "MismatchError",
@@ -59,12 +62,14 @@ __all__ = [
     "Verdict",
     "__version__",
     "all_detectors",
+    "detect_ood",
     "load_encoder",
     "make_detector",
     "register",
 ]
 
 if TYPE_CHECKING:
+    from outclass.article import detect_ood
     from outclass.detectors.base import (
         Context,
         Detector,
@@ -83,8 +88,10 @@ if TYPE_CHECKING:
         OutclassError,
         UsageError,
     )
-    from outclass.guard import Guard, Scan
+    from outclass.explain import Explanation
+    from outclass.guard import Guard
     from outclass.records import Prediction, Verdict
+    from outclass.scan import Scan
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from outclass.errors import UsageError
+from outclass.errors import OutclassError, UsageError
+
+# What goes wrong with the file itself, not with what its writer reads: a full disk, a limit, a folder of that name.
+OURS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM}
 
 
 @contextlib.contextmanager
@@ -25,21 +29,25 @@ def write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    if not path.name:
+        raise UsageError(f"cannot write {str(path)!r}: it names a folder")
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+            if isinstance(error, OutclassError) or error.errno not in OURS:
+                raise
+            raise UsageError(f"cannot write {str(path)!r}: {error.strerror}; nothing was written") from error
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -5,31 +5,38 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from outclass import stored
 from outclass.decide.threshold import Threshold, check_reachable
+from outclass.defaults import choose_detector, mining
 from outclass.detectors.base import Context, Detector, check_vectors, make_detector
-from outclass.encoders.base import Encoder, Vectors, load_encoder
-from outclass.encoders.stream import encode_stream
+from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
+from outclass.encoders.stream import encode_loaded, encode_stream
 from outclass.errors import MismatchError, UsageError
+from outclass.explain import Explanation, explain
 from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget
 from outclass.images.loader import Reader
-from outclass.images.sources import Files, Source, open_source
-from outclass.records import Prediction, Rows, Verdict, to_pandas
-from outclass.words.classes import ClassSet
+from outclass.images.sources import Item, open_source, printable
+from outclass.records import Features, Prediction, Rows, Verdict
+from outclass.scan import Scan
+from outclass.words.classes import ClassName, ClassSet, check_names
+from outclass.words.negatives import NONE, WORDNET, Negatives, choose, mine
 from outclass.words.prompts import DEFAULT_TEMPLATES
 
 log = logging.getLogger("outclass")
 
-DEFAULT_DETECTOR = "max_logit"  # needs no temperature and works from one class on
-
 NO_THRESHOLD = (
     "no threshold: ood_score ranks the images, but nothing decides is_ood. Look at the scores of a few images that you "
     "know and set one, --threshold VALUE or Guard(..., threshold=VALUE); ood_score above it = OOD"
+)
+
+NOT_MEASURED = (
+    "the natural threshold was never measured for the encoder %r: try it on images that you know, and set a threshold "
+    "of your own where it is off"
 )
 
 
@@ -39,8 +46,11 @@ class Guard:
     Args:
         classes: names as a list or comma list, a ``.txt`` file, or a folder with a sub-folder for each class.
         encoder: name or object, see ``load_encoder``; ``lite`` is bundled and needs no download.
-        detector: name or object; None = ``max_logit``.
+        detector: name or object; None = the encoder's default, ``neglabel`` for nearly all of them, or ``max_logit``
+            where the encoder knows no English or ``negatives`` is ``none``.
         threshold: on ``ood_score`` (higher = more OOD); None = the detector's natural one, where it has one.
+        negatives: words that are none of the classes, for the detectors that use them: ``wordnet`` (the default),
+            ``none``, or your own, as a comma list, ``.txt`` file or iterable.
         templates: prompt templates with ``{}`` for the name.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         threads: CPU threads; None = all cores this process may use.
@@ -59,6 +69,7 @@ class Guard:
         detector: str | Detector | None = None,
         threshold: float | None = None,
         *,
+        negatives: Any = None,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         device: str = "auto",
         threads: int | None = None,
@@ -66,21 +77,28 @@ class Guard:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         loaded = load_encoder(encoder, device, threads)
-        given = detector if isinstance(detector, Detector) else make_detector(detector or DEFAULT_DETECTOR)
-        chosen = type(given)(**given.params)  # one's own, so that two guards may be given the same object
-        self._set_up(loaded, ClassSet.build(classes, loaded, templates), chosen, threads, batch_size, max_pixels)
-        self.detector.fit(self._context(self.class_set))
+        class_set = ClassSet.build(classes, loaded, templates)
+        chosen = choose_detector(detector, loaded.info, negatives)
+        words = None
+        if "negatives" in chosen.info.needs:
+            words = choose(negatives, class_set, loaded, **mining(chosen.info.name, loaded.info))
+        elif negatives is not None and negatives != NONE:
+            raise UsageError(f"the detector {chosen.info.name!r} uses no negatives; leave them out, or use neglabel")
+        self._set_up(loaded, class_set, words, chosen, threads, batch_size, max_pixels)
         natural = self.detector.natural_threshold()
         self.threshold: Threshold | None = Threshold(natural, "natural") if natural is not None else None
         if threshold is not None:
             self.set_threshold(threshold)
         elif natural is None:
             log.warning(NO_THRESHOLD)
+        elif loaded.info.negative_labels is None:
+            log.warning(NOT_MEASURED, loaded.info.name)
 
     def _set_up(
         self,
         encoder: Encoder,
         class_set: ClassSet,
+        negatives: Negatives | None,
         detector: Detector,
         threads: int | None,
         batch_size: int | None,
@@ -89,9 +107,12 @@ class Guard:
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
+        if "patches" in detector.info.needs:
+            patch_encoder(encoder)
         self.encoder = encoder
         self.class_set = class_set
-        self.detector = detector
+        self.negatives = negatives
+        self.detector = detector.fit(self._context(class_set, negatives))
         self.threads = threads
         self.batch_size = batch_size
         self._reader = Reader(encoder.info.preprocess, max_pixels, PixelBudget())
@@ -117,9 +138,9 @@ class Guard:
         Returns:
             A verdict; where the image cannot be read, one with ``error`` set and ``is_ood`` None.
         """
-        if not isinstance(image, (str, os.PathLike)):
-            image = ("image", image)  # type: ignore[assignment]
-        return next(iter(self.scan(Files([image]))))
+        name = printable(os.fspath(image)) if isinstance(image, (str, os.PathLike)) else "image"
+        loaded = self._reader.chunk([Item(name, image)])
+        return next(self._judge(encode_loaded(loaded, self.encoder, self._wants_patches)))
 
     def scan(self, source: Any, progress: bool = False) -> Scan:
         """Judge every image of a source, streaming.
@@ -135,14 +156,21 @@ class Guard:
         Raises:
             UsageError: the source does not exist or is none.
         """
-        return Scan(self, open_source(source), progress)
+        opened = open_source(source)
+        features = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, self._wants_patches)
+        return Scan(opened, features, self._judge, progress)
 
-    def check_vectors(self, vectors: npt.NDArray[np.float32], ids: Sequence[str] | None = None) -> Rows:
+    @property
+    def _wants_patches(self) -> bool:
+        return "patches" in self.detector.info.needs
+
+    def check_vectors(self, vectors: Vectors, ids: Sequence[str] | None = None, patches: Vectors | None = None) -> Rows:
         """Judge vectors that this guard's encoder made before.
 
         Args:
             vectors: (n, d) float32, unit rows.
             ids: n ids; None = the row numbers.
+            patches: (n, p, d) float32, unit rows, for a detector that needs them.
 
         Returns:
             n verdicts.
@@ -158,7 +186,7 @@ class Guard:
         names = [str(row) for row in range(len(vectors))] if ids is None else list(ids)
         if len(names) != len(vectors):
             raise UsageError(f"got {len(names)} ids for {len(vectors)} vectors")
-        return Rows(self._judge(names, [None] * len(names), vectors))
+        return Rows(self._judge(Features(tuple(names), (None,) * len(names), vectors, patches)))
 
     def classify(self, image: ImageLike, top: int = 5) -> Rows:
         """Open-vocabulary classification: the known classes that fit an image best, whether or not it is one of them.
@@ -186,12 +214,26 @@ class Guard:
         best = np.argsort(-similarity, kind="stable")[:top]
         return Rows(Prediction(self.classes[k], float(similarity[k]), float(probability[k])) for k in best)
 
-    def _judge(self, ids: Sequence[str], errors: Sequence[str | None], vectors: Vectors) -> Iterator[Verdict]:
-        """Verdicts of a batch: one for every id, in order; a vector for every error that is None."""
-        scores = self.detector.score(vectors)
+    def explain(self, image: ImageLike) -> Explanation:
+        """Where in an image the unknown is: a score for every place of the encoder's grid, as arrays and as a picture.
+
+        Args:
+            image: path, encoded bytes, PIL image or (H, W, 3) uint8 array.
+
+        Raises:
+            ImageError: the image cannot be read.
+            UsageError: the encoder has no local vectors.
+        """
+        return explain(image, self._reader, self.encoder, self.class_set, self.negatives, self._judge)
+
+    def _judge(self, batch: Features) -> Iterator[Verdict]:
+        """Verdicts of a batch, one for every id, in order."""
+        ids, errors, vectors = batch.ids, batch.errors, batch.vectors
+        scores = self.detector.score(vectors, batch.patches)
         cosines = vectors @ self.class_set.vectors.T
         nearest = cosines.argmax(axis=1) if len(cosines) else np.empty(0, np.intp)
         decisions = self.threshold.is_ood(scores) if self.threshold else None
+        others = self.negatives.nearest(vectors) if self.negatives else None
         row = -1
         for id_, error in zip(ids, errors, strict=True):
             if error is not None:
@@ -206,6 +248,7 @@ class Guard:
                 threshold=self.threshold.value if self.threshold else None,
                 threshold_source=self.threshold.source if self.threshold else None,
                 is_ood=bool(decisions[row]) if decisions is not None else None,
+                nearest_negative=self.negatives.names[others[row]] if self.negatives and others is not None else None,
             )
 
     # Changing
@@ -227,14 +270,24 @@ class Guard:
         self._change_classes(self.class_set.remove(names))
 
     def _change_classes(self, class_set: ClassSet) -> None:
-        fresh = type(self.detector)(**self.detector.params).fit(self._context(class_set))
+        negatives = self.negatives
+        if negatives and negatives.source == WORDNET:  # a word that meant something else may now mean a class
+            negatives = mine(class_set, self.encoder, **mining(self.detector.info.name, self.encoder.info))
+        elif negatives:
+            check_names((*class_set.classes, *map(ClassName, negatives.names)))
+        fresh = type(self.detector)(**self.detector.params).fit(self._context(class_set, negatives))
         if self.threshold and self.threshold.source == "user":
             check_reachable(self.threshold.value, fresh.score_range(), fresh.info.name, len(class_set.names))
-        self.class_set, self.detector = class_set, fresh
+        elif (natural := fresh.natural_threshold()) is not None:
+            self.threshold = Threshold(natural, "natural")
+        self.class_set, self.negatives, self.detector = class_set, negatives, fresh
 
-    def _context(self, class_set: ClassSet) -> Context:
+    def _context(self, class_set: ClassSet, negatives: Negatives | None) -> Context:
         info = self.encoder.info
-        return Context(class_set.vectors, class_set.names, info.logit_scale, info.logit_bias)
+        context = Context(class_set.vectors, class_set.names, info.logit_scale, info.logit_bias)
+        if negatives is None:
+            return context
+        return replace(context, negatives=negatives.vectors, group_permutation=negatives.group_permutation())
 
     def set_threshold(self, value: float) -> None:
         """Decide by a limit of your own on ``ood_score`` (higher = more OOD).
@@ -259,10 +312,14 @@ class Guard:
             "classes": [one.to_dict() for one in self.class_set.classes],
             "templates": list(self.class_set.templates),
             "detector": {"name": self.detector.info.name, "params": self.detector.params},
+            "negatives": {"names": list(self.negatives.names), "source": self.negatives.source}
+            if self.negatives
+            else None,
             "threshold": {"value": self.threshold.value, "source": self.threshold.source} if self.threshold else None,
         }
-        state = {f"detector.{key}": array for key, array in self.detector.state().items()}
-        stored.save(path, "guard", about, {"classes": self.class_set.vectors, **state})
+        # The detectors so far learn from words alone: what they learned is made again from these.
+        arrays = {"classes": self.class_set.vectors, **(self.negatives.to_arrays() if self.negatives else {})}
+        stored.save(path, "guard", about, arrays)
 
     @classmethod
     def load(
@@ -288,65 +345,22 @@ class Guard:
         about, arrays = stored.load(path, "guard")
         try:
             made_by, threshold = about["encoder"], about["threshold"] and Threshold(**about["threshold"])
-            state = {name.removeprefix("detector."): array for name, array in arrays.items() if name != "classes"}
-            kind = type(make_detector(about["detector"]["name"]))
-            detector = kind.from_state(about["detector"]["params"], state)
-            fingerprint = made_by["fingerprint"]
+            detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
+            name, fingerprint = made_by["name"], made_by["fingerprint"]
             class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
+            negatives = about["negatives"] and Negatives.restore(**about["negatives"], arrays=arrays)
         except (KeyError, TypeError) as error:
             raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
-        if len(class_set.names) != len(class_set.vectors) or detector._fitted().shape != class_set.vectors.shape:
-            raise MismatchError(
-                f"{os.fspath(path)!r} is a damaged guard: it names other classes than it has vectors for"
-            )
-        loaded = load_encoder(encoder or made_by["name"], device, threads)
+        loaded = load_encoder(encoder or name, device, threads)
         if loaded.info.fingerprint != fingerprint:
             raise MismatchError(
-                f"{os.fspath(path)!r} was made with the encoder {made_by['name']!r} (fingerprint {fingerprint}), not "
+                f"{os.fspath(path)!r} was made with the encoder {name!r} (fingerprint {fingerprint}), not "
                 f"with {loaded.info.name!r} ({loaded.info.fingerprint}); their vectors do not compare: load it with "
                 "its own encoder, or make a new guard"
             )
+        if class_set.vectors.shape != (len(class_set.names), loaded.info.dim):
+            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: classes and vectors differ in number")
         guard = cls.__new__(cls)
-        guard._set_up(loaded, class_set, detector, threads, batch_size, max_pixels)
+        guard._set_up(loaded, class_set, negatives or None, detector, threads, batch_size, max_pixels)
         guard.threshold = threshold or None
         return guard
-
-
-class Scan(Iterator[Verdict]):
-    """Verdicts as they come, in source order, and how many there were of each kind so far.
-
-    Attributes:
-        n: verdicts so far.
-        n_ood, n_id: decided as OOD, as ID.
-        n_failed: images that could not be read.
-        ignored: files of the source that are no images; final at the end.
-    """
-
-    def __init__(self, guard: Guard, source: Source, progress: bool) -> None:
-        self.source = source
-        self.n = self.n_ood = self.n_id = self.n_failed = 0
-        self._verdicts = self._run(guard)
-        if progress:
-            from outclass.progress import track
-
-            self._verdicts = track(self._verdicts, source.count())
-
-    @property
-    def ignored(self) -> int:
-        return self.source.ignored
-
-    def __next__(self) -> Verdict:
-        verdict = next(self._verdicts)
-        self.n += 1
-        self.n_failed += verdict.error is not None
-        self.n_ood += verdict.is_ood is True
-        self.n_id += verdict.is_ood is False
-        return verdict
-
-    def to_pandas(self) -> Any:
-        """The remaining verdicts as a ``pandas.DataFrame``."""
-        return to_pandas(self)
-
-    def _run(self, guard: Guard) -> Iterator[Verdict]:
-        for batch in encode_stream(self.source, guard.encoder, guard._reader, guard.batch_size, guard.threads):
-            yield from guard._judge(batch.ids, batch.errors, batch.vectors)

@@ -13,19 +13,6 @@ ThresholdSource = Literal["calibrated", "user", "natural"]
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An image that could not be read.
-
-    Attributes:
-        id: the image's id in its source.
-        error: what went wrong, one line.
-    """
-
-    id: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
 class Features:
     """A batch of encoded images in source order.
 
@@ -33,11 +20,14 @@ class Features:
         ids: n ids.
         errors: n entries, None where the image was encoded.
         vectors: (m, d) float32 unit rows, one for every None in ``errors``, in the same order.
+        patches: (m, p, d) float32 unit rows, their local vectors row by row of the encoder's grid; None where nobody
+            asked for them.
     """
 
     ids: tuple[str, ...]
     errors: tuple[str | None, ...]
     vectors: npt.NDArray[np.float32]
+    patches: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +96,12 @@ class Rows(tuple[Any, ...]):
         return html_table([_as_dict(record) for record in self])
 
 
-def to_pandas(records: Iterable[Any]) -> Any:
+def to_pandas(records: Iterable[Any], kind: type | None = None) -> Any:
     """Records as a ``pandas.DataFrame``, one row each, columns in the order of the fields.
+
+    Args:
+        records: dataclass instances of one kind.
+        kind: their class, for the columns of an empty frame.
 
     Raises:
         OutclassError: pandas is not installed.
@@ -118,7 +112,8 @@ def to_pandas(records: Iterable[Any]) -> Any:
         import pandas
     except ImportError as error:
         raise OutclassError("to_pandas needs pandas: pip install pandas") from error
-    return pandas.DataFrame([_as_dict(record) for record in records])
+    columns = [field.name for field in fields(kind)] if kind else None
+    return pandas.DataFrame([_as_dict(record) for record in records], columns=columns)
 
 
 def html_table(rows: Sequence[dict[str, Any]], limit: int = 200) -> str:

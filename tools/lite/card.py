@@ -24,6 +24,10 @@ SOURCES = (
     ),
 )
 
+# Measured by bench/negatives.py: the groups, temperature and share of the vocabulary at which the natural threshold of
+# the negative-label detectors decides best over pairs of known and unknown images.
+NEGATIVE_LABELS = {"groups": 100, "temperature": 0.028, "balanced": False, "share": 1.0}
+
 NOTES = (
     """
 The image tower is an ImageNet-1k classifier: it knows its 1000 classes and what resembles them. People, actions,
@@ -66,6 +70,7 @@ def write_card(folder: Path, head: Head, data: list[dict[str, Any]], measured: d
         "patch_grid": [GRID, GRID],
         "logit_scale": round(head.scale, 4),
         "logit_bias": 0.0,
+        "negative_labels": NEGATIVE_LABELS,
         "languages": ["en"],
         "licence": "Apache-2.0",
         "sources": [

@@ -11,6 +11,7 @@ import typer
 from outclass import __version__
 from outclass.cli.classify import classify
 from outclass.cli.demo import demo
+from outclass.cli.explain import explain
 from outclass.cli.scan import scan
 from outclass.cli.tables import detectors, doctor, encoders
 from outclass.errors import OutclassError
@@ -50,7 +51,7 @@ def outclass(
     """
 
 
-for command in (scan, classify, demo, detectors, encoders, doctor):
+for command in (scan, classify, explain, demo, detectors, encoders, doctor):
     app.command()(command)
 
 

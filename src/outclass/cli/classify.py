@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from outclass.cli import options
-from outclass.errors import UsageError
+from outclass.errors import ImageError, UsageError
 
 
 def classify(
@@ -43,6 +43,10 @@ def classify(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("probability", "similarity", "label"):
         table.add_column(name, justify="left" if name == "label" else "right")
-    for row in guard.classify(image, top):
+    try:
+        rows = guard.classify(image, top)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") from error
+    for row in rows:
         table.add_row(f"{row.probability:.4f}", f"{row.similarity:.4f}", Text(row.label))
     Console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -32,15 +33,11 @@ PHOTOGRAPHS = {
 }
 CLASSES = "cat,cup of coffee,rocket,motorcycle"
 
-# Between the ID and the OOD photographs that the demo was tried with, on the bundled encoder: good for a first look,
-# not for your images. `--threshold` on the command line is the same thing.
-THRESHOLD = -0.3
-
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("outclass-demo"),
     classes: Annotated[str, typer.Option("--classes", "-c", help="Try other classes.")] = CLASSES,
-    threshold: options.ThresholdValue = THRESHOLD,
+    threshold: options.ThresholdValue = None,
 ) -> None:
     """Scan the photographs of scikit-image for a few classes with the bundled encoder.
 
@@ -53,13 +50,21 @@ def demo(
     from outclass.cli.scan import run
     from outclass.cli.show import say
     from outclass.guard import Guard
-    from outclass.images.sources import Files
+    from outclass.images.sources import Folder
 
-    files = _photographs()
+    files = _copied(_photographs(), out / "photos")
     say(f"classes: {classes}")
     guard = Guard(classes, threshold=threshold)
-    run(guard, Files(list(files.items()), root="scikit-image"), out, "csv", False, lambda name: files[name])
+    run(guard, Folder(out / "photos"), out, "csv", False, files.get)
     say(f"open {out / 'report.html'} in a browser; then try your own: outclass scan PHOTOS --classes cat,dog,car")
+
+
+def _copied(photographs: dict[str, str], folder: Path) -> dict[str, str]:
+    """The same photographs in a folder of the user's, to try other commands on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shown, path in photographs.items():
+        shutil.copyfile(path, folder / shown)
+    return {shown: str(folder / shown) for shown in photographs}
 
 
 def _photographs() -> dict[str, str]:

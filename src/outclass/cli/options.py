@@ -50,7 +50,7 @@ def speak_up(verbose: bool) -> bool:
 
 def _comma_list(names: list[Any]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(names)
+    csv.writer(text, lineterminator="", quoting=csv.QUOTE_ALL).writerow(names)  # quoted, a name is never a folder
     return text.getvalue()
 
 
@@ -76,7 +76,7 @@ DetectorName = Annotated[
     str | None,
     typer.Option(
         "--detector", "-d",
-        help="How images are scored; see [bold]outclass detectors[/]. Default: max_logit.",
+        help="How images are scored; see [bold]outclass detectors[/]. Default: neglabel; without English max_logit.",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
@@ -85,6 +85,15 @@ ThresholdValue = Annotated[
     typer.Option(
         "--threshold", "-t",
         help="Limit on ood_score (higher = more OOD): above it an image is OOD. Example: --threshold -0.3",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+NegativeWords = Annotated[
+    str | None,
+    typer.Option(
+        "--negatives", "-n",
+        help="Words that are none of your classes, to weigh them against: wordnet (default), none, a comma list like "
+        " 'unknown object', or a .txt file.",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip

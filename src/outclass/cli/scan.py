@@ -47,6 +47,7 @@ def scan(
     ] = 0,
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
+    negatives: options.NegativeWords = None,
     threshold: options.ThresholdValue = None,
     templates: options.Templates = None,
     device: options.Device = "auto",
@@ -66,7 +67,11 @@ def scan(
 
       outclass scan photos --classes cat,dog,car
 
-      outclass scan photos --classes cat,dog,car --threshold -0.3 -o out
+      outclass scan photos --classes cat,dog,car -o out
+
+      outclass scan photos --classes cat,dog,car --negatives "unknown object,landscape"
+
+      outclass scan photos --classes cat,dog,car --detector max_logit --threshold -0.3
 
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
     """
@@ -76,7 +81,7 @@ def scan(
         raise UsageError(f"unknown format {format!r}; expected csv or jsonl")
     source = open_source(photos)
     guard = make_guard(
-        classes, guard_file, encoder, detector, threshold, templates, device, threads, batch_size, max_pixels
+        classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, batch_size, max_pixels
     )
 
     def find(name: str) -> ImageLike | None:
@@ -93,6 +98,7 @@ def make_guard(
     guard_file: Path | None,
     encoder: str,
     detector: str | None,
+    negatives: str | None,
     threshold: float | None,
     templates: list[str] | None,
     device: str,
@@ -111,13 +117,16 @@ def make_guard(
         "device": device, "threads": threads, "batch_size": batch_size, "max_pixels": max_pixels,
     }  # fmt: skip
     if guard_file is not None:
-        if detector or templates or encoder != "lite":
-            raise UsageError("--guard brings its own encoder, detector and templates; leave those options out")
+        if detector or negatives or templates or encoder != "lite":
+            raise UsageError(
+                "--guard brings its own encoder, detector, negatives and templates; leave those options out"
+            )
         guard = Guard.load(guard_file, **machine)
         if threshold is not None:
             guard.set_threshold(threshold)
         return guard
-    return Guard(classes, encoder, detector, threshold, templates=templates or DEFAULT_TEMPLATES, **machine)
+    templates_ = templates or DEFAULT_TEMPLATES
+    return Guard(classes, encoder, detector, threshold, negatives=negatives, templates=templates_, **machine)
 
 
 def run(
@@ -129,11 +138,13 @@ def run(
     find: Callable[[str], ImageLike | None] | None,
 ) -> int:
     """Scan, print, write; returns how many images could not be read."""
-    from outclass.cli.show import VerdictTable, say, summary_line
+    from outclass.cli.show import VerdictTable, say, summary_line, words_line
     from outclass.guard import NO_THRESHOLD
 
     started = datetime.datetime.now(datetime.UTC)
     clock = time.perf_counter()
+    if guard.negatives and not quiet:
+        say(words_line(guard.negatives))
     scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
     table = None if quiet else VerdictTable()
     sinks: list[Any] = [table] if table else []
@@ -180,6 +191,7 @@ def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.date
         "templates": list(guard.class_set.templates),
         "encoder": {"name": info.name, "fingerprint": info.fingerprint},
         "detector": {"name": detector.info.name, "title": detector.info.title, "params": detector.params},
+        "negatives": guard.negatives and guard.negatives.about(),
         "threshold": threshold.value if threshold else None,
         "threshold_source": threshold.source if threshold else None,
         "images": scanned.n,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from outclass.guard import Guard, Scan
+from outclass.guard import Guard
 from outclass.records import Verdict
 from outclass.report.best import Best
+from outclass.scan import Scan
+from outclass.words.negatives import Negatives
 
 SHOWN = 40  # rows of the table on a terminal; a pipe or a file gets them all
 FAILED_SHOWN = 10
@@ -20,7 +22,7 @@ class VerdictTable:
     they are few, else the most OOD and the most ID ones.
     """
 
-    HEAD = ("verdict", "ood_score", "similarity", "label", "image")
+    HEAD = ("verdict", "ood_score", "similarity", "label", "looks like", "image")
 
     def __init__(self) -> None:
         self.stream = not sys.stdout.isatty()
@@ -88,6 +90,21 @@ def summary_line(scan: Scan, seconds: float, guard: Guard) -> str:
     return "; ".join(parts) + f"; {seconds:.1f} s{rate}"
 
 
+def words_line(negatives: Negatives) -> str:
+    """One sentence about the words that the classes are weighed against."""
+    about = negatives.about()
+    if negatives.source == "user":
+        return f"negatives: {', '.join(negatives.names[:8])}{' ...' if len(negatives.names) > 8 else ''}"
+    removed = ", ".join(f"{n} {why}" for why, n in about["removed"].items())
+    line = f"negatives: {about['words']} words of WordNet" + (
+        f"; left out because they mean a class: {removed}" * bool(removed)
+    )
+    if negatives.leaks and negatives.leaks.broad:
+        names = ", ".join(negatives.leaks.broad)
+        line += f"; {names}: so broad that words for kinds of it stay, and little can be unknown to it"
+    return line
+
+
 def say(text: str, style: str = "") -> None:
     """One note on stderr."""
     from rich.console import Console
@@ -99,14 +116,16 @@ def say(text: str, style: str = "") -> None:
 def _cells(verdict: Verdict) -> tuple[str, ...]:
     name = verdict.id.translate(_CONTROL)
     if verdict.error is not None:
-        return ("error", "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
+        return ("error", "", "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
     decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood]
-    return (decision, f"{verdict.ood_score:.4f}", f"{verdict.similarity:.4f}", verdict.label or "", name)
+    # A known class needs no other word; without a decision both are worth a look.
+    other = "" if verdict.is_ood is False else verdict.nearest_negative or ""
+    return (decision, f"{verdict.ood_score:.4f}", f"{verdict.similarity:.4f}", verdict.label or "", other, name)
 
 
 def _line(cells: tuple[Any, ...]) -> str:
-    return f"{cells[0]:7} {cells[1]:>9} {cells[2]:>10}  {cells[3]:20} {cells[4]}"
+    return f"{cells[0]:7} {cells[1]:>9} {cells[2]:>10}  {cells[3]:20} {cells[4]:20} {cells[5]}"
 
 
 # A file name must not move the cursor or start a new row.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}

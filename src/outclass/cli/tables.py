@@ -20,7 +20,7 @@ def detectors() -> None:
         rows.append(
             (name, info.title, ", ".join(sorted(info.needs)) or "class names", str(info.min_classes), info.formula)
         )
-    _table(("name", "title", "needs", "classes from", "formula (ood_score: higher = more OOD)"), rows)
+    table(("name", "title", "needs", "classes from", "formula (ood_score: higher = more OOD)"), rows)
 
 
 def encoders() -> None:
@@ -38,7 +38,7 @@ def encoders() -> None:
         )
         for one in KNOWN
     ]
-    _table(("name", "what", "download", "languages", "licence", "needs"), rows)
+    table(("name", "what", "download", "languages", "licence", "needs"), rows)
 
 
 def doctor() -> None:
@@ -59,21 +59,22 @@ def doctor() -> None:
     rows.append(("onnxruntime providers", ", ".join(_providers())))
     rows.append(("encoder lite", _check_lite(FOLDER)))
     rows.append(("hugging face cache", _hub_cache()))
-    _table(("what", "here"), rows)
+    table(("what", "here"), rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: as wide as the terminal, or unwrapped to a pipe."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in head:
-        table.add_column(name, overflow="fold")
+        grid.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(cell) for cell in row))
     # A pipe has no width: nothing is wrapped there.
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=None if sys.stdout.isatty() else 240).print(grid)
 
 
 def _version(package: str) -> str | None:

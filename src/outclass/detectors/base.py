@@ -76,7 +76,8 @@ class Context:
 class Detector:
     """Base of all detectors: checks inputs, keeps the class texts, stores and restores state.
 
-    A subclass sets ``info``, names its parameters in ``__init__`` and in ``params``, and writes ``_score``.
+    A subclass sets ``info``, names its parameters in ``__init__`` and in ``params``, and writes ``_score``, or
+    ``_score_local`` where it needs patches.
     """
 
     info: ClassVar[DetectorInfo]
@@ -102,23 +103,35 @@ class Detector:
         self.text = text
         return self
 
-    def score(self, vectors: Floats) -> Floats:
+    def score(self, vectors: Floats, patches: Floats | None = None) -> Floats:
         """Score images; higher = more OOD.
 
         Args:
             vectors: (n, d) float32, unit rows; n may be 0.
+            patches: (n, p, d) float32, unit rows, the images' local vectors; not looked at by a detector that does
+                not need them.
 
         Returns:
             (n,) float32 ``ood_score``.
 
         Raises:
             NotReadyError: not fitted.
-            UsageError: wrong shape, or NaN or infinity in a row.
+            UsageError: wrong shape, NaN or infinity in a row, or no patches where they are needed.
         """
         vectors = check_vectors(vectors, "vectors", dim=self._fitted().shape[1])
-        return np.asarray(self._score(vectors), np.float32)
+        if "patches" not in self.info.needs:
+            return np.asarray(self._score(vectors), np.float32)
+        if patches is None:
+            raise UsageError(
+                f"the detector {self.info.name!r} needs the images' local vectors: give patches, a (n, p, d) array as "
+                f"encode_patches of an encoder with a patch_grid makes them; {self.info.hint}"
+            )
+        return np.asarray(self._score_local(vectors, check_patches(patches, vectors)), np.float32)
 
     def _score(self, vectors: Floats) -> npt.NDArray[np.floating[Any]]:
+        raise NotImplementedError
+
+    def _score_local(self, vectors: Floats, patches: Floats) -> npt.NDArray[np.floating[Any]]:
         raise NotImplementedError
 
     def score_range(self) -> tuple[float, float]:
@@ -161,6 +174,26 @@ def check_vectors(vectors: Any, what: str, dim: int | None = None) -> Floats:
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise UsageError(f"{what} hold NaN or infinity, first in row {row}; remove such rows before scoring")
+    return array
+
+
+def check_patches(patches: Any, vectors: Floats) -> Floats:
+    """A finite (n, p, d) float32 array that belongs to (n, d) ``vectors``, or an error that says what it is instead.
+
+    Raises:
+        UsageError: wrong number of axes, of images, of dimensions, no patch at all, not numbers, NaN or infinity.
+    """
+    array = np.asarray(patches)
+    n, dim = vectors.shape
+    if array.ndim != 3 or array.dtype.kind not in "fiu" or array.shape[::2] != (n, dim) or not array.shape[1]:
+        raise UsageError(
+            f"patches must be a (n, p, d) array of float32 with n = {n} and d = {dim} as in vectors and p from 1 on, "
+            f"got shape {array.shape} and dtype {array.dtype}"
+        )
+    array = array.astype(np.float32, copy=False)
+    for row, image in enumerate(array):  # one by one: a mask of all of them would take a quarter of their memory
+        if not np.isfinite(image).all():
+            raise UsageError(f"patches hold NaN or infinity, first in row {row}; remove such rows before scoring")
     return array
 
 

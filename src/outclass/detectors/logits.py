@@ -1,12 +1,14 @@
 """Scores from the cosines s_k = cos(image, text of class k) alone.
 
-Every score is a function of one row of cosines, so images are taken in blocks that stay in the processor's cache. p is
-softmax(s / T); T is a temperature in units of cosine: T = 0.01 is CLIP's own logit scale of 100.
+p is softmax(s / T); T is a temperature in units of cosine: T = 0.01 is CLIP's own logit scale of 100.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,22 +19,51 @@ from outclass.errors import UsageError
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
-BLOCK = 1 << 18  # cosines at a time: 1 MB of float32
+BLOCK = 1 << 23  # cosines of one matrix product: 32 MB of float32; smaller products wait for their threads too often
+TILE = 1 << 18  # cosines that one core works on: 1 MB of float32, which stays in its cache
+THREADS = min(8, os.cpu_count() or 1)
 
 MCM_PAPER = "Ming et al., Delving into Out-of-Distribution Detection with Vision-Language Representations, NeurIPS 2022"
 ONE_CLASS = "with one class there is nothing to compare it with; use --detector max_logit"
+
+
+def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats) -> Array:
+    """Score rows of cosines, a few at a time, on all cores; never holds more than ``BLOCK`` cosines.
+
+    Args:
+        score: (b, W) cosines, which may be overwritten -> (b,) scores; a row's score depends on that row alone.
+        vectors: (n, d) images.
+        words: arrays of (w, d); W rows in all, side by side in the cosines.
+
+    Returns:
+        (n,) scores in the precision of ``vectors``.
+    """
+    width = sum(map(len, words))
+    block, tile = (max(1, size // width) for size in (BLOCK, TILE))
+    scores = np.empty(len(vectors), vectors.dtype)
+    memory = np.empty((min(block, len(vectors)), width), vectors.dtype)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(vectors), block):
+            images = vectors[first : first + block]
+            column = 0
+            for part in words:
+                np.matmul(images, part.T, out=memory[: len(images), column : column + len(part)])
+                column += len(part)
+
+            def work(start: int, first: int = first, n: int = len(images)) -> None:
+                stop = min(start + tile, n)
+                scores[first + start : first + stop] = score(memory[start:stop])
+
+            starts = range(0, len(images), tile)
+            list(pool.map(work, starts) if len(starts) > 1 else map(work, starts))
+    return scores
 
 
 class LogitDetector(Detector):
     """Base of the detectors that see a row of cosines: a subclass writes ``_from_cosines``."""
 
     def _score(self, vectors: Floats) -> Array:
-        text = self._fitted().T
-        scores = np.empty(len(vectors), vectors.dtype)
-        rows = max(1, BLOCK // text.shape[1])
-        for start in range(0, len(vectors), rows):
-            scores[start : start + rows] = self._from_cosines(vectors[start : start + rows] @ text)
-        return scores
+        return score_tiles(self._from_cosines, vectors, self._fitted())
 
     def _from_cosines(self, cosines: Array) -> Array:
         """(b, K) cosines, which may be overwritten -> (b,) ``ood_score``, higher = more OOD."""
@@ -138,7 +169,7 @@ class Energy(TemperedDetector):
 
     def _from_cosines(self, cosines: Array) -> Array:
         largest = cosines.max(axis=1)
-        return -largest - self.temperature * np.log(_exp_from_max(cosines, self.temperature).sum(axis=1))
+        return -largest - self.temperature * np.log(row_sums(_exp_from_max(cosines, self.temperature)))
 
     def score_range(self) -> tuple[float, float]:
         spread = self.temperature * math.log(len(self._fitted()))
@@ -163,7 +194,7 @@ class Entropy(TemperedDetector):
         # H = log Z - sum_k x_k e^{x_k} / Z with x = (s - max s) / T and Z = sum_k e^{x_k}
         _from_max(cosines, self.temperature)
         weights = np.exp(cosines)
-        total = weights.sum(axis=1)
+        total = row_sums(weights)
         return np.log(total) - np.einsum("bk,bk->b", weights, cosines) / total
 
     def score_range(self) -> tuple[float, float]:
@@ -188,7 +219,7 @@ class Margin(TemperedDetector):
 
     def _from_cosines(self, cosines: Array) -> Array:
         weights = _exp_from_max(cosines, self.temperature)
-        total = weights.sum(axis=1)
+        total = row_sums(weights)
         weights.partition(weights.shape[1] - 2, axis=1)
         return (weights[:, -2] - weights[:, -1]) / total
 
@@ -230,7 +261,7 @@ class LogitGap(LogitDetector):
         largest = cosines.max(axis=1)
         if n < k - 1:
             cosines.partition(k - n - 1, axis=1)
-        return (cosines[:, k - n - 1 :].sum(axis=1) - largest) / n - largest
+        return (row_sums(cosines[:, k - n - 1 :]) - largest) / n - largest
 
     def score_range(self) -> tuple[float, float]:
         return -2.0, 0.0
@@ -275,15 +306,19 @@ class GEN(TemperedDetector):
     def _from_cosines(self, cosines: Array) -> Array:
         _from_max(cosines, self.temperature)
         k = cosines.shape[1]
-        # The best class goes last; everything but its own weight, 1, is summed apart.
-        cosines.partition((k - 2, k - 1) if self.largest >= k else sorted({k - self.largest, k - 2, k - 1}), axis=1)
-        others, second = cosines[:, :-1], cosines[:, -2]
-        log_others = second + np.log(np.exp(others - second[:, None]).sum(axis=1))
+        top = min(self.largest, k)
+        # The largest go last, the best class and the second at the very end; all but the best are summed apart.
+        if top < k:
+            cosines.partition(k - top, axis=1)
+        if top > 1:
+            cosines[:, k - top :].partition(top - 2, axis=1)
+        second = cosines[:, -2] if top > 1 else cosines[:, :-1].max(axis=1)
+        log_others = second + np.log(row_sums(np.exp(cosines[:, :-1] - second[:, None])))
         log_total = np.log1p(np.exp(log_others))
-        log_p = cosines[:, max(0, k - self.largest) :] - log_total[:, None]
+        log_p = cosines[:, k - top :] - log_total[:, None]
         log_rest = np.log1p(-np.minimum(np.exp(log_p), 0.5))  # only the best class can be above a half
         log_rest[:, -1] = log_others - log_total
-        return np.exp(self.gamma * (log_p + log_rest)).sum(axis=1)
+        return row_sums(np.exp(self.gamma * (log_p + log_rest)))
 
     def score_range(self) -> tuple[float, float]:
         return 0.0, min(self.largest, len(self._fitted())) * 0.25**self.gamma
@@ -300,10 +335,15 @@ def check_temperature(value: Any) -> float:
     return float(value)
 
 
+def row_sums(rows: Array) -> Array:
+    """Sum along the last axis; quicker than ``sum`` there, which stays for sums that need its last digit."""
+    return np.einsum("...k->...", rows)
+
+
 def _from_max(cosines: Array, temperature: float) -> None:
     """In place: (s - max s) / T, row by row."""
     cosines -= cosines.max(axis=1, keepdims=True)
-    cosines /= temperature
+    cosines *= 1 / temperature
 
 
 def _exp_from_max(cosines: Array, temperature: float) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,10 +35,13 @@ class EncoderInfo:
         languages: ISO 639-1 codes the text tower knows; empty = unknown, names are not checked.
         weights: hash of the weight files.
         text: settings that change text vectors (context length, padding, lower-casing ...).
-        patch_grid: rows and columns of local vectors, or None.
+        patch_grid: rows and columns of the local vectors that ``encode_patches`` gives; None = it has none.
         parallel: how many ``encode_images`` calls may usefully run at once, each from its own thread: the number of
             cores for an encoder that uses one core a call, 1 for one that fills the device by itself.
         batch_size: images a call that suit this encoder and device.
+        default_detector: what a guard uses when no detector is named.
+        negative_labels: groups, temperature, balance and share of negative-label detectors that were measured to suit
+            this encoder, with their natural threshold; None = never measured.
     """
 
     name: str
@@ -52,6 +55,8 @@ class EncoderInfo:
     patch_grid: tuple[int, int] | None = None
     parallel: int = 1
     batch_size: int = 32
+    default_detector: str = "neglabel"
+    negative_labels: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -88,6 +93,37 @@ class Encoder(Protocol):
             (n, dim) float32, unit rows.
         """
         ...
+
+
+@runtime_checkable
+class PatchEncoder(Encoder, Protocol):
+    """An encoder that also says what is where: ``info.patch_grid`` is set. See ``patch_encoder``."""
+
+    def encode_patches(self, pixels: Pixels) -> tuple[Vectors, Vectors]:
+        """Encode preprocessed images and every place of their grid.
+
+        Args:
+            pixels: as for ``encode_images``.
+
+        Returns:
+            (n, dim) float32 unit rows, those of ``encode_images``, and (n, p, dim) float32 unit rows, one a place of
+            the grid, row by row from the upper left: p = rows * columns of ``info.patch_grid``.
+        """
+        ...
+
+
+def patch_encoder(encoder: Encoder) -> PatchEncoder:
+    """The same encoder, known to have local vectors.
+
+    Raises:
+        UsageError: it has none; the message names one that has.
+    """
+    if encoder.info.patch_grid is None or not isinstance(encoder, PatchEncoder):
+        raise UsageError(
+            f"the encoder {encoder.info.name!r} has no local vectors (patches), which this needs; use --encoder lite, "
+            "or a detector that does without, such as --detector mcm"
+        )
+    return encoder
 
 
 def check_pixels(pixels: Pixels, info: EncoderInfo) -> Pixels:

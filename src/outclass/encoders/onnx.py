@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from outclass.encoders.base import EncoderInfo, Pixels, Vectors, check_pixels
+from outclass.encoders.base import EncoderInfo, Pixels, Vectors, check_pixels, patch_encoder
 from outclass.errors import EncoderError, UsageError
 from outclass.images.loader import usable_cores
 from outclass.images.preprocess import Preprocess
@@ -71,6 +71,7 @@ class OnnxEncoder:
             patch_grid=(grid[0], grid[1]) if grid else None,
             parallel=(threads or usable_cores()) if on_cpu else 1,
             batch_size=8 if on_cpu else 256,
+            negative_labels=self.card.get("negative_labels"),
         )
 
     def encode_images(self, pixels: Pixels) -> Vectors:
@@ -80,6 +81,20 @@ class OnnxEncoder:
             return np.empty((0, self.info.dim), np.float32)
         vectors: Vectors = self._session("image").run(["vectors"], {"pixels": pixels})[0]
         return vectors
+
+    def encode_patches(self, pixels: Pixels) -> tuple[Vectors, Vectors]:
+        """(n, size, size, 3) uint8 RGB -> (n, d) and (n, p, d) float32, unit rows; p places of the grid, row by row.
+
+        Raises:
+            UsageError: the card names no ``patch_grid``.
+        """
+        rows, columns = patch_encoder(self).info.patch_grid or (0, 0)
+        check_pixels(pixels, self.info)
+        if not len(pixels):
+            return np.empty((0, self.info.dim), np.float32), np.empty((0, rows * columns, self.info.dim), np.float32)
+        feeds = {"pixels": pixels, "with_patches": np.array(True)}
+        vectors, patches = self._session("image").run(["vectors", "patches"], feeds)
+        return vectors, patches
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """n texts -> (n, d) float32, unit rows. Texts beyond the context length are cut, as the model was trained."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from outclass.encoders.base import Encoder
+from outclass.encoders.base import Encoder, patch_encoder
 from outclass.images.loader import CHUNK, Loaded, Reader, chunks, map_ordered, usable_cores
 from outclass.images.sources import Item
 from outclass.records import Features
@@ -18,6 +18,7 @@ def encode_stream(
     reader: Reader,
     batch_size: int | None = None,
     threads: int | None = None,
+    patches: bool = False,
 ) -> Iterator[Features]:
     """Read and encode a stream of images.
 
@@ -31,22 +32,27 @@ def encode_stream(
         reader: reads for this encoder.
         batch_size: images a call of the encoder; None = what suits it.
         threads: CPU threads; None = all cores this process may use.
+        patches: local vectors too. They are many times larger than the vectors, and only those of the batches in
+            flight are held.
 
     Yields:
         Features in source order; no item is lost, doubled or reordered.
+
+    Raises:
+        UsageError: ``patches`` of an encoder that has none.
     """
     threads = threads or usable_cores()
     batch_size = batch_size or encoder.info.batch_size
     if encoder.info.parallel > 1 or threads == 1:
 
         def read_and_encode(chunk: list[Item]) -> Features:
-            return _encode(reader.chunk(chunk), encoder)
+            return encode_loaded(reader.chunk(chunk), encoder, patches)
 
         yield from map_ordered(read_and_encode, chunks(items, batch_size), threads)
         return
     parts = map_ordered(reader.chunk, chunks(items, min(CHUNK, batch_size)), threads)
     for batch in _gather(parts, batch_size):
-        yield _encode(batch, encoder)
+        yield encode_loaded(batch, encoder, patches)
 
 
 def _gather(parts: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
@@ -66,7 +72,10 @@ def _gather(parts: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
         yield _join(waiting)
 
 
-def _encode(loaded: Loaded, encoder: Encoder) -> Features:
+def encode_loaded(loaded: Loaded, encoder: Encoder, patches: bool) -> Features:
+    """Encode what was read, on this thread."""
+    if patches:
+        return Features(loaded.ids, loaded.errors, *patch_encoder(encoder).encode_patches(loaded.pixels))
     return Features(loaded.ids, loaded.errors, encoder.encode_images(loaded.pixels))
 
 

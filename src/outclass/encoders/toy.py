@@ -2,6 +2,7 @@
 
 Texts and images meet in one space by colour: the vector of an image is made from its mean colour, and a text that
 holds a colour word gets that colour's vector. Any other text gets a direction of its own, drawn from its hash.
+Its patches are the mean colours of a grid of 4 x 4 cells.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class ToyEncoder:
         logit_scale=20.0,
         languages=("en",),
         weights="toy-1",
+        patch_grid=(4, 4),
         parallel=4,
+        default_detector="max_logit",  # words that name no colour mean nothing to it
     )
 
     def __init__(self) -> None:
@@ -42,6 +45,12 @@ class ToyEncoder:
         """(n, 8, 8, 3) uint8 -> (n, 16) float32, unit rows."""
         check_pixels(pixels, self.info)
         return self._from_colours(pixels.reshape(len(pixels), 64, 3).mean(axis=1, dtype=np.float32) / 255)
+
+    def encode_patches(self, pixels: Pixels) -> tuple[Vectors, Vectors]:
+        """(n, 8, 8, 3) uint8 -> (n, 16) and (n, 16, 16) float32, unit rows; 4 x 4 cells, row by row."""
+        vectors = self.encode_images(pixels)
+        cells = pixels.reshape(len(pixels), 4, 2, 4, 2, 3).mean(axis=(2, 4), dtype=np.float32) / 255
+        return vectors, self._from_colours(cells.reshape(-1, 3)).reshape(len(pixels), 16, 16)
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """n texts -> (n, 16) float32, unit rows."""

@@ -43,6 +43,8 @@ SPARE = 2
 # A caller may hand over one unread picture many times; two threads must not read it at once.
 LENT = threading.Lock()
 
+HEAVY_FORMATS = {"WEBP": 4, "AVIF": 4}  # times the memory of other formats while they are decoded
+
 BAND = 1 << 20  # pixels that are brought from 16 to 8 bits at a time
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -115,8 +117,7 @@ def rgb(
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(
-                    f"{width} x {height} = {width * height / 1e6:.0f} million pixels, over the cap of "
-                    f"{max_pixels / 1e6:g} million (--max-pixels)"
+                    f"{width} x {height} = {width * height:,} pixels, over the cap of {max_pixels:,} (--max-pixels)"
                 )
             if width * height == 0:
                 raise ImageError(f"an image of {width} x {height} pixels is empty")
@@ -124,12 +125,17 @@ def rgb(
             if min_short_side and image.format in ("JPEG", "MPO") and not lent:
                 keep = SPARE * min_short_side / min(width, height)
                 image.draft(None, (int(width * keep), int(height * keep)))
-            held.enter_context((budget or PixelBudget(max_pixels)).hold(image.width * image.height))
+            whole = bool(image.info.get("progressive"))  # the decoder keeps all of it, whatever size it gives
+            pixels = width * height if whole else image.width * image.height
+            weight = HEAVY_FORMATS.get(image.format or "", 1)
+            held.enter_context((budget or PixelBudget(max_pixels)).hold(weight * pixels))
             with LENT if lent else contextlib.nullcontext():
                 image.load()
             yield _finish(image.copy() if lent else image, (width, height), min_short_side)
         except ImageError:
             raise
+        except Image.DecompressionBombError as error:  # some of Pillow's decoders check for themselves
+            raise ImageError(f"Pillow itself refuses so many pixels in this format: {error}") from error
         except MemoryError as error:
             raise ImageError("not enough memory to decode it") from error
         except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes

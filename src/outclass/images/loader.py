@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from outclass.errors import ImageError
 from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget, rgb
@@ -25,6 +27,10 @@ R = TypeVar("R")
 # Images a thread takes at a time: large enough that hand-overs cost nothing, small enough that the last chunk of a
 # short folder does not leave the other cores waiting.
 CHUNK = 8
+
+THREADS = "outclass-reader"
+
+PHOTO_SIDE = 2048  # pixels; a photograph that is kept to be drawn on is not larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,19 @@ class Reader:
         with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
             return to_pixels(image, self.how)
 
+    def one_and_photo(self, source: ImageLike) -> tuple[npt.NDArray[np.uint8], Image.Image]:
+        """What ``one`` gives, and the whole upright photograph, RGB, at most ``PHOTO_SIDE`` pixels wide or high.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
+            full, shrunk_by = image.info.get("full_size", image.size), image.info.get("shrunk_by", 1)
+            box = (0, 0, full[0] / shrunk_by, full[1] / shrunk_by)  # the last row and column may lie partly outside
+            scale = min(1, PHOTO_SIDE / max(box))
+            size = max(1, round(box[2] * scale)), max(1, round(box[3] * scale))
+            return to_pixels(image, self.how), image.resize(size, Image.Resampling.LANCZOS, box=box)
+
     def chunk(self, items: Sequence[Item]) -> Loaded:
         """Several images; one that cannot be read leaves its reason in ``errors``."""
         size = self.how.size
@@ -88,7 +107,7 @@ def map_ordered(function: Callable[[T], R], tasks: Iterable[T], threads: int) ->
     tasks = iter(tasks)
     pending: deque[Future[R]] = deque()
     broken: Exception | None = None
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="outclass")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=THREADS)
 
     def submit(count: int) -> None:
         nonlocal broken
@@ -107,7 +126,8 @@ def map_ordered(function: Callable[[T], R], tasks: Iterable[T], threads: int) ->
         if broken:
             raise broken
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A forgotten stream may be finalised by a garbage collection in one of its own threads: none waits for itself.
+        pool.shutdown(wait=not threading.current_thread().name.startswith(THREADS), cancel_futures=True)
 
 
 def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:

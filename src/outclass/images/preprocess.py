@@ -68,6 +68,24 @@ class Preprocess:
         return self.size if self.resize == "squash" else self.resize_to
 
 
+def crop_box(size: tuple[int, int], how: Preprocess) -> tuple[float, float, float, float]:
+    """The part of a photograph that the encoder sees: where ``to_pixels`` crops, in the photograph's own pixels.
+
+    Args:
+        size: width and height of the whole photograph.
+        how: the encoder's preprocessing.
+
+    Returns:
+        left, top, right, bottom.
+    """
+    width, height = size
+    if how.resize == "squash":
+        return 0.0, 0.0, float(width), float(height)
+    side = min(width, height) * how.size / how.resize_to
+    left, top = (width - side) / 2, (height - side) / 2  # to_pixels cuts at whole pixels of the scaled photograph
+    return left, top, left + side, top + side
+
+
 def to_pixels(image: Image.Image, how: Preprocess) -> npt.NDArray[np.uint8]:
     """Resize and crop an RGB image to what the encoder takes.
 

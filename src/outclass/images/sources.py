@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from outclass.errors import UsageError
 from outclass.images.decode import EXTENSIONS, SNIFF_BYTES, ImageLike, looks_like_image, open_regular
 
@@ -124,7 +126,8 @@ def open_source(source: Any) -> Source:
         return source
     if isinstance(source, (str, os.PathLike)):
         return _open_path(os.fspath(source))
-    single = isinstance(source, (bytes, bytearray)) or getattr(source, "ndim", 4) < 4  # one array is one image
+    one_picture = isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim < 4
+    single = isinstance(source, (bytes, bytearray)) or one_picture
     if isinstance(source, Iterable) and not single:
         return Files(source)
     raise UsageError(

@@ -170,6 +170,8 @@ def check_names(classes: Sequence[ClassName]) -> None:
     seen: dict[str, str] = {}
     for one in classes:
         key = _key(one.name)
+        if not one.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in one.name):
+            raise UsageError(f"the class name {one.name!r} holds bytes that are no UTF-8; use a UTF-8 terminal or file")
         if not key:
             raise UsageError(f"an empty class name in {[each.name for each in classes]}; check for doubled commas")
         if key in seen:
@@ -198,9 +200,10 @@ def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
                 fits = next(
                     (ENCODER_FOR[code] for code in SCRIPTS.get(foreign[0], ()) if code in ENCODER_FOR), MULTILINGUAL
                 )
+                script = {"CJK": "Chinese or Japanese"}.get(foreign[0], foreign[0].title())
                 raise UsageError(
-                    f"the class {one.name!r} is written in {foreign[0].title()} letters, but the encoder "
-                    f"{info.name!r} knows {', '.join(info.languages)} only; use --encoder {fits} or English names"
+                    f"the class {one.name!r} is written in {script} letters, but the encoder {info.name!r} knows "
+                    f"{', '.join(info.languages)} only; use --encoder {fits} or English names"
                 )
 
 
@@ -216,13 +219,18 @@ def _writes(script: str, languages: Sequence[str]) -> bool:
 
 def _parse_text(classes: str | os.PathLike[str]) -> tuple[ClassName, ...]:
     text = os.fspath(classes)
-    if text.strip() and (isinstance(classes, os.PathLike) or "," not in text):
-        if text.lower().endswith(".txt"):
-            return _parse_file(Path(text))
-        if names := _sub_folders(text):
-            return tuple(ClassName(name.replace("_", " ")) for name in names)
-        if isinstance(classes, os.PathLike) or "/" in text:
-            raise UsageError(f"{text!r} names no classes; expected a .txt file or a folder with sub-folders")
+    is_path = isinstance(classes, os.PathLike) or "/" in text or os.sep in text
+    if text.lower().endswith(".txt") and (is_path or "," not in text or os.path.isfile(text)):
+        return _parse_file(Path(text))
+    if names := _sub_folders(text):
+        if not is_path:
+            raise UsageError(
+                f"{text!r} is a folder here and could be a class too: write ./{text} for its sub-folders, or "
+                f"""'"{text}"' (in Python [{text!r}]) for the name"""
+            )
+        return tuple(ClassName(name.replace("_", " ")) for name in names)
+    if is_path and "," not in text:
+        raise UsageError(f"{text!r} names no classes; expected a .txt file or a folder with sub-folders")
     try:
         rows = list(csv.reader([text], skipinitialspace=True))
     except csv.Error as error:
@@ -231,8 +239,7 @@ def _parse_text(classes: str | os.PathLike[str]) -> tuple[ClassName, ...]:
 
 
 def _sub_folders(path: str) -> list[str]:
-    # A class may share its name with a folder that lies around; only one with sub-folders lists classes.
-    if not os.path.isdir(path):
+    if not path.strip() or not os.path.isdir(path):
         return []
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 

@@ -1,0 +1,180 @@
+"""Scores that weigh the known classes against other words: negatives.
+
+With s_k the cosine to known class k, n_j the cosine to negative j and T a temperature in units of cosine, a group g of
+negatives gives the confidence
+
+    c_g = sum_k e^{s_k/T} / (sum_k e^{s_k/T} + sum_{j in g} e^{n_j/T})
+
+that the image is one of the known classes and none of the group's words. Balanced, both sums are means: three classes
+against 10,000 words then still mean something, because the prior no longer counts the words.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, check_vectors, register
+from outclass.detectors.logits import Array, check_temperature, row_sums, score_tiles
+from outclass.errors import UsageError
+
+HINT = (
+    "use --negatives wordnet, or name some, --negatives 'unknown object,landscape'; without such words use --detector "
+    "max_logit"
+)
+
+
+class _Negatives(Detector):
+    """Base: keeps the negatives, in the order of their groups."""
+
+    negatives: Floats
+
+    def fit(self, context: Context) -> Self:
+        super().fit(context)
+        if context.negatives is None or not len(context.negatives):
+            raise UsageError(
+                f"the detector {self.info.name!r} needs negatives: words that are none of the classes; {HINT}"
+            )
+        self.negatives = check_vectors(context.negatives, "negatives", dim=self._fitted().shape[1])
+        return self
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        return {**super().state(), "negatives": self.negatives}
+
+    @classmethod
+    def from_state(cls, params: dict[str, Any], state: dict[str, npt.NDArray[Any]]) -> Self:
+        detector = super().from_state(params, state)
+        detector.negatives = state["negatives"]
+        return detector
+
+    def _score(self, vectors: Floats) -> Array:
+        return score_tiles(self._from_cosines, vectors, self._fitted(), self.negatives)
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        """(b, K + M) cosines, which may be overwritten -> (b,) ``ood_score``, higher = more OOD."""
+        raise NotImplementedError
+
+
+class _Grouped(_Negatives):
+    """Mean over the groups of c_g.
+
+    Args:
+        groups: into how many groups the negatives are cut; fewer when there are fewer negatives.
+        temperature: T, in units of cosine.
+        balanced: compare means instead of sums.
+    """
+
+    def __init__(self, groups: int = 100, temperature: float = 0.01, balanced: bool = False) -> None:
+        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+            raise UsageError(f"groups must be a whole number from 1 on, got {groups!r}")
+        self.groups = groups
+        self.temperature = check_temperature(temperature)
+        self.balanced = bool(balanced)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"groups": self.groups, "temperature": self.temperature, "balanced": self.balanced}
+
+    def fit(self, context: Context) -> Self:
+        """Take the classes and the negatives.
+
+        As published, the last M mod G negatives are left out; the others are put into the stored order
+        (``context.group_permutation``) and cut into consecutive groups.
+        """
+        super().fit(context)
+        kept = len(self.negatives) - len(self.negatives) % min(self.groups, len(self.negatives))
+        order = context.group_permutation if context.group_permutation is not None else np.arange(len(self.negatives))
+        self.negatives = np.ascontiguousarray(self.negatives[order[order < kept]])
+        return self
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        k, groups = len(self._fitted()), min(self.groups, len(self.negatives))
+        size = len(self.negatives) // groups
+        prior = k / size if self.balanced else 1.0
+        cosines -= cosines[:, :k].max(axis=1, keepdims=True)
+        cosines *= 1 / self.temperature
+        # Where a word fits far better, its weight is infinite and c_g 0, as it should be; ``mine`` is never below 1.
+        with np.errstate(over="ignore"):
+            weights = np.exp(cosines, out=cosines)
+            mine = row_sums(weights[:, :k])[:, None]
+            theirs = prior * row_sums(weights[:, k:].reshape(len(weights), groups, size))
+            return -(mine / (mine + theirs)).mean(axis=1)
+
+    def score_range(self) -> tuple[float, float]:
+        return -1.0, 0.0
+
+    def natural_threshold(self) -> float | None:
+        return -0.5
+
+
+@register
+class NegLabel(_Grouped):
+    """Known classes against the words least like them, in groups."""
+
+    info = DetectorInfo(
+        name="neglabel",
+        title="NegLabel",
+        paper="Jiang et al., Negative Label Guided OOD Detection with Pretrained Vision-Language Models, ICLR 2024",
+        equation="equations 4 and 7, G = 100, T = 0.01",
+        formula="S = mean over groups g of c_g; ood_score = -S",
+        needs=frozenset({"negatives"}),
+        hint=HINT,
+    )
+
+
+@register
+class CSP(_Grouped):
+    """NegLabel with a conjugated pool: adjectives become names of broad things ("striped pattern")."""
+
+    info = DetectorInfo(
+        name="csp",
+        title="CSP (conjugated semantic pool)",
+        paper="Chen et al., Conjugated Semantic Pool Improves OOD Detection with Pre-trained VLMs, NeurIPS 2024",
+        equation="equation 1 on the pool of section 4, G = 100, T = 0.01",
+        formula="S = mean over groups g of c_g; ood_score = -S",
+        needs=frozenset({"negatives"}),
+        hint=HINT,
+    )
+
+
+@register
+class EOE(_Negatives):
+    """Known classes against a list of outlier names: the best class minus a share of the best outlier.
+
+    Args:
+        beta: weight of the outliers, [0, 1].
+        temperature: T, in units of cosine.
+    """
+
+    info = DetectorInfo(
+        name="eoe",
+        title="EOE (envisioned outlier exposure)",
+        paper="Cao et al., Envisioning Outlier Exposure by Large Language Models for OOD Detection, ICML 2024",
+        equation="equation 5, beta = 0.25, T = 1",
+        formula="S = max over classes of p - beta max over negatives of p, p = softmax over both; ood_score = -S",
+        needs=frozenset({"negatives"}),
+        hint=HINT,
+    )
+
+    def __init__(self, beta: float = 0.25, temperature: float = 1.0) -> None:  # the paper's values
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
+            raise UsageError(f"beta must lie in [0, 1], got {beta!r}")
+        self.beta = float(beta)
+        self.temperature = check_temperature(temperature)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"beta": self.beta, "temperature": self.temperature}
+
+    def _from_cosines(self, cosines: Array) -> Array:
+        k = len(self._fitted())
+        cosines -= cosines.max(axis=1, keepdims=True)
+        cosines *= 1 / self.temperature
+        weights = np.exp(cosines, out=cosines)
+        best, outlier = weights[:, :k].max(axis=1), weights[:, k:].max(axis=1)
+        return (self.beta * outlier - best) / row_sums(weights)
+
+    def score_range(self) -> tuple[float, float]:
+        return -1.0, self.beta

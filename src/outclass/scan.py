@@ -1,0 +1,71 @@
+"""A scan: verdicts as they come, counted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+from outclass.images.sources import Source
+from outclass.records import Features, Verdict, to_pandas
+
+Judge = Callable[[Features], Iterator[Verdict]]
+
+
+class Scan(Iterator[Verdict]):
+    """Verdicts in source order, and how many there were of each kind so far.
+
+    It reads ahead while it is used; a scan that is left early is closed when it is forgotten, at the end of a ``with``
+    block, or by ``close``.
+
+    Attributes:
+        n: verdicts so far.
+        n_ood, n_id: decided as OOD, as ID.
+        n_failed: images that could not be read.
+        ignored: files of the source that are no images; final at the end.
+    """
+
+    def __init__(self, source: Source, features: Iterator[Features], judge: Judge, progress: bool) -> None:
+        self.source = source
+        self.n = self.n_ood = self.n_id = self.n_failed = 0
+        # Nothing below refers to this object: when it is forgotten, its threads end at once, not with the next
+        # round of the garbage collector.
+        self._verdicts = _verdicts(features, judge)
+        if progress:
+            from outclass.progress import track
+
+            self._verdicts = track(self._verdicts, source.count())
+
+    @property
+    def ignored(self) -> int:
+        """Files passed over so far because they are no images."""
+        return self.source.ignored
+
+    def __next__(self) -> Verdict:
+        verdict = next(self._verdicts)
+        self.n += 1
+        self.n_failed += verdict.error is not None
+        self.n_ood += verdict.is_ood is True
+        self.n_id += verdict.is_ood is False
+        return verdict
+
+    def close(self) -> None:
+        """Stop reading; what was not yet asked for is dropped."""
+        self._verdicts.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Scan({self.n} verdicts so far: {self.n_id} ID, {self.n_ood} OOD, {self.n_failed} failed)"
+
+    def to_pandas(self) -> Any:
+        """The remaining verdicts as a ``pandas.DataFrame``."""
+        return to_pandas(self, Verdict)
+
+
+def _verdicts(features: Iterator[Features], judge: Judge) -> Iterator[Verdict]:
+    for batch in features:
+        yield from judge(batch)
