@@ -214,7 +214,7 @@ def tables(rows: list[Measured]) -> dict[str, str]:
 
     best = {pair.name: max(row.auroc for row in rows if row.pair == pair) for pair in pairs}
     short = [pair.name.replace(" / ", " /<br>") for pair in pairs]
-    ranking = [f"| detector | {' | '.join(short)} | mean | mean from<br>2 classes on |"]
+    ranking = [f"| detector | {' | '.join(short)} | mean | mean,<br>K ≥ 2 |"]
     ranking.append("|---|" + "---|" * (len(pairs) + 2))
     for name in every:
         cells = []

@@ -189,7 +189,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match="space.*nothing was written"):
+    with pytest.raises(UsageError, match=r"space.*nothing was written"):
         make(threshold=-0.5).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.guard"], "half a file was left behind"
