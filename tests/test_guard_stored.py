@@ -224,3 +224,33 @@ def test_a_guard_whose_detector_is_unknown_here_is_refused_by_its_name(tmp_path)
     guard.save(tmp_path / "a")
     with pytest.raises(OutclassError, match="mine"):
         Guard.load(tmp_path / "a")
+
+
+def test_grounded_negatives_come_back_and_stay_given_up(tmp_path, lite, dev):
+    known = sorted((dev / "pets_vehicles" / "id" / "cat").iterdir())[:20]
+    guard = Guard(["cat", "dog"], lite)
+    before = len(guard.negatives.names)
+    given_up = guard.ground(known)
+    assert 0 < given_up < before / 10
+    assert len(guard.negatives.names) == before - given_up
+    guard.save(tmp_path / "a.guard")
+    again = Guard.load(tmp_path / "a.guard", lite)
+    assert again.negatives.names == guard.negatives.names
+    again.add_classes(["car"])
+    assert not set(again.negatives.names) & set(guard.negatives.grounded)
+
+
+def test_grounding_keeps_more_known_images(lite, dev):
+    # ID images of another half; the words they would have lost to are the ones that were given up.
+    files = sorted(path for path in (dev / "imagenette_id10").rglob("*") if path.is_file())
+    names = sorted(folder.name.replace("_", " ") for folder in (dev / "imagenette_id10").iterdir())
+    guard = Guard(names, lite)
+    before = sum(one.is_ood is False for one in guard.scan(files[1::2]))
+    guard.ground(files[::2])
+    assert sum(one.is_ood is False for one in guard.scan(files[1::2])) > before
+
+
+@pytest.mark.parametrize("options", [{"detector": "max_logit"}, {"detector": "neglabel", "negatives": "green,pink"}])
+def test_only_words_of_the_vocabulary_can_be_grounded(options):
+    with pytest.raises(UsageError, match="wordnet"):
+        make(**options).ground([])

@@ -51,7 +51,7 @@ class Guard:
         threshold: on ``ood_score`` (higher = more OOD); None = the detector's natural one, where it has one.
         negatives: words that are none of the classes, for the detectors that use them: ``wordnet`` (the default),
             ``none``, or your own, as a comma list, ``.txt`` file or iterable.
-        templates: prompt templates with ``{}`` for the name.
+        templates: prompt templates with ``{}`` for the name, or the name of a set (``photo``, ``general``, ``csp``).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         threads: CPU threads; None = all cores this process may use.
         batch_size: images a call of the encoder; None = what suits it.
@@ -269,10 +269,42 @@ class Guard:
         """
         self._change_classes(self.class_set.remove(names))
 
+    def ground(self, images: Any) -> int:
+        """Give up the words that fit known images: with some ID images at hand, fewer of them are called OOD.
+
+        Nothing else is learned from the images, and none is kept.
+
+        Args:
+            images: some ID images, whatever ``scan`` takes.
+
+        Returns:
+            How many words were given up.
+
+        Raises:
+            UsageError: this guard's negatives were not mined from the vocabulary, or no image could be read.
+        """
+        if self.negatives is None or self.negatives.source != WORDNET:
+            raise UsageError(
+                "only negatives from the vocabulary can be grounded; make the guard with --negatives wordnet"
+            )
+        parts = [
+            batch.vectors
+            for batch in encode_stream(open_source(images), self.encoder, self._reader, self.batch_size, self.threads)
+        ]
+        vectors = np.concatenate([np.empty((0, self.encoder.info.dim), np.float32), *parts])
+        if not len(vectors):
+            raise UsageError("none of the known images could be read; expected a folder or list of ID images")
+        words = self.negatives.near(vectors)
+        negatives = self.negatives.give_up(words)
+        self.detector = type(self.detector)(**self.detector.params).fit(self._context(self.class_set, negatives))
+        self.negatives = negatives
+        return len(words)
+
     def _change_classes(self, class_set: ClassSet) -> None:
         negatives = self.negatives
         if negatives and negatives.source == WORDNET:  # a word that meant something else may now mean a class
-            negatives = mine(class_set, self.encoder, **mining(self.detector.info.name, self.encoder.info))
+            fresh_words = mine(class_set, self.encoder, **mining(self.detector.info.name, self.encoder.info))
+            negatives = fresh_words.give_up(negatives.grounded) if negatives.grounded else fresh_words
         elif negatives:
             check_names((*class_set.classes, *map(ClassName, negatives.names)))
         fresh = type(self.detector)(**self.detector.params).fit(self._context(class_set, negatives))
@@ -312,9 +344,7 @@ class Guard:
             "classes": [one.to_dict() for one in self.class_set.classes],
             "templates": list(self.class_set.templates),
             "detector": {"name": self.detector.info.name, "params": self.detector.params},
-            "negatives": {"names": list(self.negatives.names), "source": self.negatives.source}
-            if self.negatives
-            else None,
+            "negatives": self.negatives.to_dict() if self.negatives else None,
             "threshold": {"value": self.threshold.value, "source": self.threshold.source} if self.threshold else None,
         }
         # The detectors so far learn from words alone: what they learned is made again from these.

@@ -39,7 +39,9 @@ def classify(
 
     if classes is None:
         raise UsageError("give the names to choose from: --classes cat,dog,zebra")
-    guard = Guard(classes, encoder, templates=templates or DEFAULT_TEMPLATES, device=device, threads=threads)
+    guard = Guard(
+        classes, encoder, "max_logit", templates=templates or DEFAULT_TEMPLATES, device=device, threads=threads
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("probability", "similarity", "label"):
         table.add_column(name, justify="left" if name == "label" else "right")

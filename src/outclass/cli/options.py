@@ -101,7 +101,7 @@ Templates = Annotated[
     list[str] | None,
     typer.Option(
         "--template",
-        help="Prompt around a class name, with {} in its place; may be repeated. Default: 'a photo of a {}'.",
+        help="Prompt around a class name, {} in its place; may be repeated; or a set: photo (default), general, csp.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -48,6 +48,13 @@ def scan(
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
     negatives: options.NegativeWords = None,
+    known: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of images of your classes: words that fit them are no negatives.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     threshold: options.ThresholdValue = None,
     templates: options.Templates = None,
     device: options.Device = "auto",
@@ -83,6 +90,8 @@ def scan(
     guard = make_guard(
         classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, batch_size, max_pixels
     )
+    if known is not None:
+        guard.ground(known)
 
     def find(name: str) -> ImageLike | None:
         path = os.path.join(source.root, name)

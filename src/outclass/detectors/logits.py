@@ -27,13 +27,14 @@ MCM_PAPER = "Ming et al., Delving into Out-of-Distribution Detection with Vision
 ONE_CLASS = "with one class there is nothing to compare it with; use --detector max_logit"
 
 
-def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats) -> Array:
+def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats, scale: float = 1.0) -> Array:
     """Score rows of cosines, a few at a time, on all cores; never holds more than ``BLOCK`` cosines.
 
     Args:
         score: (b, W) cosines, which may be overwritten -> (b,) scores; a row's score depends on that row alone.
         vectors: (n, d) images.
         words: arrays of (w, d); W rows in all, side by side in the cosines.
+        scale: what cosines are multiplied by; 1 / T makes them logits.
 
     Returns:
         (n,) scores in the precision of ``vectors``.
@@ -45,6 +46,8 @@ def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(vectors), block):
             images = vectors[first : first + block]
+            if scale != 1:
+                images = images * scale  # far fewer numbers than their cosines
             column = 0
             for part in words:
                 np.matmul(images, part.T, out=memory[: len(images), column : column + len(part)])

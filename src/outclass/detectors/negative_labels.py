@@ -20,6 +20,9 @@ from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, che
 from outclass.detectors.logits import Array, check_temperature, row_sums, score_tiles
 from outclass.errors import UsageError
 
+# Float32 holds e^88: logits up to this need no shift, even summed over millions of classes.
+SAFE = 60.0
+
 HINT = (
     "use --negatives wordnet, or name some, --negatives 'unknown object,landscape'; without such words use --detector "
     "max_logit"
@@ -30,6 +33,7 @@ class _Negatives(Detector):
     """Base: keeps the negatives, in the order of their groups."""
 
     negatives: Floats
+    temperature: float
 
     def fit(self, context: Context) -> Self:
         super().fit(context)
@@ -50,10 +54,10 @@ class _Negatives(Detector):
         return detector
 
     def _score(self, vectors: Floats) -> Array:
-        return score_tiles(self._from_cosines, vectors, self._fitted(), self.negatives)
+        return score_tiles(self._from_logits, vectors, self._fitted(), self.negatives, scale=1 / self.temperature)
 
-    def _from_cosines(self, cosines: Array) -> Array:
-        """(b, K + M) cosines, which may be overwritten -> (b,) ``ood_score``, higher = more OOD."""
+    def _from_logits(self, logits: Array) -> Array:
+        """(b, K + M) cosines / T, which may be overwritten -> (b,) ``ood_score``, higher = more OOD."""
         raise NotImplementedError
 
 
@@ -89,15 +93,17 @@ class _Grouped(_Negatives):
         self.negatives = np.ascontiguousarray(self.negatives[order[order < kept]])
         return self
 
-    def _from_cosines(self, cosines: Array) -> Array:
+    def _from_logits(self, logits: Array) -> Array:
         k, groups = len(self._fitted()), min(self.groups, len(self.negatives))
         size = len(self.negatives) // groups
         prior = k / size if self.balanced else 1.0
-        cosines -= cosines[:, :k].max(axis=1, keepdims=True)
-        cosines *= 1 / self.temperature
-        # Where a word fits far better, its weight is infinite and c_g 0, as it should be; ``mine`` is never below 1.
+        best = logits[:, :k].max(axis=1)
+        far = abs(best) > SAFE
+        if far.any():
+            logits[far] -= best[far, None]  # the same factor in both sums
+        # Where a word fits far better, its weight is infinite and c_g 0, as it should be; ``mine`` is neither.
         with np.errstate(over="ignore"):
-            weights = np.exp(cosines, out=cosines)
+            weights = np.exp(logits, out=logits)
             mine = row_sums(weights[:, :k])[:, None]
             theirs = prior * row_sums(weights[:, k:].reshape(len(weights), groups, size))
             return -(mine / (mine + theirs)).mean(axis=1)
@@ -168,11 +174,10 @@ class EOE(_Negatives):
     def params(self) -> dict[str, Any]:
         return {"beta": self.beta, "temperature": self.temperature}
 
-    def _from_cosines(self, cosines: Array) -> Array:
+    def _from_logits(self, logits: Array) -> Array:
         k = len(self._fitted())
-        cosines -= cosines.max(axis=1, keepdims=True)
-        cosines *= 1 / self.temperature
-        weights = np.exp(cosines, out=cosines)
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits, out=logits)
         best, outlier = weights[:, :k].max(axis=1), weights[:, k:].max(axis=1)
         return (self.beta * outlier - best) / row_sums(weights)
 

@@ -20,6 +20,7 @@ from outclass.words.prompts import encode_ensembles
 WORDNET, NONE = "wordnet", "none"
 QUANTILE = 0.95  # NegLabel's: how near a word is to the classes is the quantile of its cosines to all of them
 LANGUAGE = "en"  # of the vocabulary
+GIVEN_UP = 0.05  # of the words, once known images are at hand; measured in docs/choosing-a-detector.md
 ROWS = 256  # images whose cosines to all words are held at a time
 
 
@@ -33,6 +34,7 @@ class Negatives:
         source: ``wordnet`` or ``user``.
         packed: what ``vectors`` was unpacked from, where it was.
         leaks: what was removed from the vocabulary because it means a known class; None for typed words.
+        grounded: words that were given up because they fit known images, see ``give_up``.
     """
 
     names: tuple[str, ...]
@@ -40,6 +42,35 @@ class Negatives:
     source: str
     packed: PackedVectors | None = field(default=None, repr=False)
     leaks: LeakReport | None = field(default=None, repr=False)
+    grounded: tuple[str, ...] = field(default=(), repr=False)
+
+    def near(self, images: Vectors) -> tuple[str, ...]:
+        """The words that fit known images best, by the 0.95 quantile of their cosines (as InterNeg chooses).
+
+        Args:
+            images: (n, d) float32 unit rows of ID images; n from 1 on.
+        """
+        nearness = np.concatenate(
+            [
+                np.quantile(images @ part.T, QUANTILE, axis=0)
+                for part in np.array_split(self.vectors, len(self.names) // ROWS + 1)
+            ]
+        )
+        count = int(GIVEN_UP * len(self.names))
+        return tuple(self.names[row] for row in np.sort(np.argsort(-nearness, kind="stable")[:count]))
+
+    def give_up(self, words: Sequence[str]) -> Negatives:
+        """The same negatives without some words; they stay out when classes are added or removed."""
+        gone = set(words)
+        kept = np.array([row for row, name in enumerate(self.names) if name not in gone], np.int64)
+        return Negatives(
+            tuple(self.names[row] for row in kept),
+            self.vectors[kept],
+            self.source,
+            self.packed.rows(kept) if self.packed else None,
+            self.leaks,
+            tuple(dict.fromkeys((*self.grounded, *words))),
+        )
 
     def about(self) -> dict[str, Any]:
         """Where the words come from, how many there are, and how many were removed for which reason."""
@@ -53,12 +84,18 @@ class Negatives:
         return {"negatives.codes": self.packed.codes, "negatives.scales": self.packed.scales}
 
     @classmethod
-    def restore(cls, names: Sequence[str], source: str, arrays: dict[str, npt.NDArray[Any]]) -> Negatives:
+    def restore(
+        cls, names: Sequence[str], source: str, grounded: Sequence[str], arrays: dict[str, npt.NDArray[Any]]
+    ) -> Negatives:
         """What ``to_arrays`` made, as words again."""
         if "negatives" in arrays:
-            return cls(tuple(names), arrays["negatives"], source)
+            return cls(tuple(names), arrays["negatives"], source, grounded=tuple(grounded))
         packed = PackedVectors(arrays["negatives.codes"], arrays["negatives.scales"])
-        return cls(tuple(names), packed.unpack(), source, packed)
+        return cls(tuple(names), packed.unpack(), source, packed, grounded=tuple(grounded))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What to store beside ``to_arrays``, as plain JSON."""
+        return {"names": list(self.names), "source": self.source, "grounded": list(self.grounded)}
 
     def nearest(self, vectors: Vectors) -> npt.NDArray[np.intp]:
         """(n, d) images -> (n,) row of the word that fits each best."""

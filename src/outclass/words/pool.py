@@ -131,7 +131,10 @@ def _read(path: Path, about: Mapping[str, object]) -> PackedVectors | None:
 def _encode(texts: Sequence[str], encoder: Encoder, templates: Sequence[str]) -> Vectors:
     from outclass.progress import track
 
-    log.info("encoding %d words once for the encoder %s", len(texts), encoder.info.name)
+    log.warning(
+        "encoding %d words with %d templates for the encoder %s; this is done once and kept in %s",
+        len(texts), len(templates), encoder.info.name, cache_folder(),
+    )  # fmt: skip
     starts = range(0, len(texts), TEXTS_A_STEP)
     steps = track(starts, len(starts), "encoding words, once") if sys.stderr.isatty() else starts
     parts = []
