@@ -30,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from outclass import Guard, load_encoder, make_detector
-from outclass.detectors.base import Context
+from outclass.detectors.base import Context, Detector
 from outclass.encoders.stream import encode_stream
 from outclass.images.decode import MAX_PIXELS, PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import Folder
 from outclass.words.classes import ClassSet
-from outclass.words.negatives import mine
+from outclass.words.negatives import Negatives, mine
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -274,8 +274,15 @@ GRID = {
 
 
 def sweep() -> list[dict[str, Any]]:
-    """Means over the dev and the world pairs for every cell of GRID: AUROC, and balanced accuracy at confidence 0.5."""
+    """Means over the dev and the world pairs for every cell of GRID: AUROC, and balanced accuracy at confidence 0.5.
+
+    The last line has no settings: it is ``max_logit``, which decides nothing.
+    """
     settings = [dict(zip(GRID, cell, strict=True)) for cell in itertools.product(*GRID.values())]
+    return _means([*settings, {}])
+
+
+def _means(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: dict[str, list[list[tuple[float, float]]]] = {}
     for world, pairs in (("dev", dev_pairs()), ("world", world_pairs())):
         seen[world] = [list(_swept(pair, settings)) for pair in pairs]
@@ -284,7 +291,8 @@ def sweep() -> list[dict[str, Any]]:
         line: dict[str, Any] = dict(setting)
         for world, of_pairs in seen.items():
             values = np.mean([cells[number] for cells in of_pairs], axis=0)
-            line |= {f"{world}_auroc": round(values[0], 4), f"{world}_balanced_accuracy": round(values[1], 4)}
+            line |= {f"{world}_auroc": round(values[0], 4)}
+            line |= {f"{world}_balanced_accuracy": round(values[1], 4) if setting else None}
         lines.append(line)
     return lines
 
@@ -295,22 +303,30 @@ def _swept(pair: Pair, settings: list[dict[str, Any]]) -> Iterator[tuple[float, 
     sides = [together(folders, SWEPT) for folders in (pair.known, pair.unknown)]
     negatives = {share: mine(class_set, encoder(), share) for share in GRID["share"]}
     for setting in settings:
-        words = negatives[setting["share"]]
-        params = {name: value for name, value in setting.items() if name != "share"}
-        order = words.group_permutation()
-        context = Context(class_set.vectors, class_set.names, negatives=words.vectors, group_permutation=order)
-        detector = make_detector("neglabel", **params).fit(context)
+        detector = make_detector("max_logit").fit(Context(class_set.vectors, class_set.names))
+        if setting:
+            detector = _neglabel(class_set, negatives[setting["share"]], setting)
         known, unknown = (detector.score(side) for side in sides)
         higher = (unknown > known[:, None]).mean() + 0.5 * (unknown == known[:, None]).mean()
         yield float(higher), float(((known <= -0.5).mean() + (unknown > -0.5).mean()) / 2)
 
 
+def _neglabel(class_set: ClassSet, words: Negatives, setting: dict[str, Any]) -> Detector:
+    order = words.group_permutation()
+    context = Context(class_set.vectors, class_set.names, negatives=words.vectors, group_permutation=order)
+    return make_detector("neglabel", **{name: setting[name] for name in setting if name != "share"}).fit(context)
+
+
 def sweep_table(lines: list[dict[str, Any]], shipped: dict[str, Any]) -> str:
-    """Markdown: the shipped settings, and what changing one of them does."""
+    """Markdown: the shipped settings, what changing one of them does, and ``max_logit`` for comparison."""
     figures = [name for name in lines[0] if name not in GRID]
     heads = [name.replace("_", ", ", 1).replace("_", " ").replace("auroc", "AUROC") for name in figures]
     rows = [f"| {' | '.join(GRID)} | {' | '.join(heads)} |", "|---|" + "---|" * (len(GRID) + len(figures) - 1)]
     for line in lines:
+        if "share" not in line:
+            cells = ["`max_logit`", *[""] * (len(GRID) - 1)]
+            rows.append("| " + " | ".join(cells + [_or_dash(line[name]) for name in figures]) + " |")
+            continue
         changed = [name for name in GRID if line[name] != shipped[name]]
         if len(changed) > 1:
             continue
@@ -318,6 +334,10 @@ def sweep_table(lines: list[dict[str, Any]], shipped: dict[str, Any]) -> str:
         text = [f"{line[name]:.3f}" for name in figures]
         rows.append("| " + " | ".join(cells + ([f"**{one}**" for one in text] if not changed else text)) + " |")
     return "\n".join(rows)
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def main() -> None:
