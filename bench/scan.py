@@ -161,7 +161,7 @@ def scan(folder: Path, first: int) -> dict[str, float]:
         if row == first:
             early = late
     process.wait()
-    burst = 8 * CORES  # the first chunk of every core is there, or nearly, when the first row is
+    burst = min(8 * CORES, len(times) // 2)  # the first chunk of every core is there, or nearly, when the first row is
     rate = (len(times) - burst) / (times[-1] - times[burst - 1])
     return {"rate": rate, "startup": times[0] - started, "peak_mb": peak, "growth_mb": late - early, "n": len(times)}
 
