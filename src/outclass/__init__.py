@@ -11,9 +11,14 @@ Names are imported on first use, so that ``import outclass`` is quick.
 
 import importlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# After each matrix product OpenBLAS lets its idle threads spin for some 25 ms, on cores that could decode and encode.
+# It reads this when numpy is loaded; a value of the user's own is left alone.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application listens
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+import numpy as np
+
 from outclass.images.sources import Source
 from outclass.records import Features, Verdict, to_pandas
 
 Judge = Callable[[Features], Iterator[Verdict]]
+
+JUDGED_AT_ONCE = 256  # images
 
 
 class Scan(Iterator[Verdict]):
@@ -67,5 +71,29 @@ class Scan(Iterator[Verdict]):
 
 
 def _verdicts(features: Iterator[Features], judge: Judge) -> Iterator[Verdict]:
-    for batch in features:
-        yield from judge(batch)
+    # Judging reads all negatives and wakes all cores: a few large batches leave more of them to the encoder. The
+    # first verdicts come at once, later ones in batches that double.
+    waiting: list[Features] = []
+    wanted = 1
+    try:
+        for batch in features:
+            waiting.append(batch)
+            if sum(len(one.ids) for one in waiting) >= wanted:
+                yield from judge(_join(waiting))
+                waiting, wanted = [], min(2 * wanted, JUDGED_AT_ONCE)
+    except Exception:
+        if waiting:
+            yield from judge(_join(waiting))
+        raise
+    if waiting:
+        yield from judge(_join(waiting))
+
+
+def _join(parts: list[Features]) -> Features:
+    patches = [one.patches for one in parts if one.patches is not None]
+    return Features(
+        tuple(id_ for one in parts for id_ in one.ids),
+        tuple(error for one in parts for error in one.errors),
+        np.concatenate([one.vectors for one in parts]),
+        np.concatenate(patches) if patches else None,
+    )

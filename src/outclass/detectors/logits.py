@@ -53,11 +53,14 @@ def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats
                 np.matmul(images, part.T, out=memory[: len(images), column : column + len(part)])
                 column += len(part)
 
-            def work(start: int, first: int = first, n: int = len(images)) -> None:
-                stop = min(start + tile, n)
-                scores[first + start : first + stop] = score(memory[start:stop])
+            share = tile * max(1, math.ceil(len(images) / (2 * THREADS * tile)))  # two for each thread
 
-            starts = range(0, len(images), tile)
+            def work(start: int, first: int = first, n: int = len(images), share: int = share) -> None:
+                for low in range(start, min(start + share, n), tile):
+                    high = min(low + tile, start + share, n)
+                    scores[first + low : first + high] = score(memory[low:high])
+
+            starts = range(0, len(images), share)
             list(pool.map(work, starts) if len(starts) > 1 else map(work, starts))
     return scores
 
