@@ -189,3 +189,22 @@ def test_many_images_score_as_few(name):
     np.testing.assert_allclose(detector.score(rows), few, rtol=0, atol=1e-5 * max(np.ptp(few), 1e-3))
     many = np.tile(rows, (4, 1))
     np.testing.assert_allclose(detector.score(many)[-3000:], few, rtol=0, atol=1e-5 * max(np.ptp(few), 1e-3))
+
+
+def test_eoe_of_one_group_is_the_published_one_and_of_equal_groups_its_mean():
+    rng = np.random.default_rng(5)
+    text, others, images = (rng.standard_normal((n, 24)) for n in (4, 12, 50))
+    text, others, images = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (text, others, images))
+
+    def published(negatives, prior=1.0):
+        known, out = np.exp(images @ text.T), prior * np.exp(images @ negatives.T)
+        total = known.sum(axis=1) + out.sum(axis=1)
+        return -(known.max(axis=1) - 0.25 * out.max(axis=1)) / total
+
+    def ours(**params):
+        context = Context(text.astype(np.float32), tuple("abcd"), negatives=others.astype(np.float32))
+        return make_detector("eoe", **params).fit(context).score(images.astype(np.float32))
+
+    np.testing.assert_allclose(ours(), published(others), atol=1e-6)
+    np.testing.assert_allclose(ours(groups=3), np.mean([published(part) for part in np.split(others, 3)], 0), atol=1e-6)
+    np.testing.assert_allclose(ours(balanced=True), published(others, prior=4 / 12), atol=1e-6)

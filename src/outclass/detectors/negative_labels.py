@@ -146,12 +146,16 @@ class CSP(_Grouped):
 
 
 @register
-class EOE(_Negatives):
+class EOE(_Grouped):
     """Known classes against a list of outlier names: the best class minus a share of the best outlier.
+
+    As published all outliers are one group; with more groups it is the mean over them.
 
     Args:
         beta: weight of the outliers, [0, 1].
         temperature: T, in units of cosine.
+        groups: into how many groups the negatives are cut; fewer when there are fewer negatives.
+        balanced: weigh the outliers of a group as if there were as many of them as classes.
     """
 
     info = DetectorInfo(
@@ -164,22 +168,32 @@ class EOE(_Negatives):
         hint=HINT,
     )
 
-    def __init__(self, beta: float = 0.25, temperature: float = 1.0) -> None:  # the paper's values
+    def __init__(
+        self, beta: float = 0.25, temperature: float = 1.0, groups: int = 1, balanced: bool = False
+    ) -> None:  # the paper's values
+        super().__init__(groups, temperature, balanced)
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta <= 1:
             raise UsageError(f"beta must lie in [0, 1], got {beta!r}")
         self.beta = float(beta)
-        self.temperature = check_temperature(temperature)
 
     @property
     def params(self) -> dict[str, Any]:
-        return {"beta": self.beta, "temperature": self.temperature}
+        return {"beta": self.beta, **super().params}
 
     def _from_logits(self, logits: Array) -> Array:
-        k = len(self._fitted())
+        k, groups = len(self._fitted()), min(self.groups, len(self.negatives))
+        size = len(self.negatives) // groups
+        prior = k / size if self.balanced else 1.0
         logits -= logits.max(axis=1, keepdims=True)
         weights = np.exp(logits, out=logits)
-        best, outlier = weights[:, :k].max(axis=1), weights[:, k:].max(axis=1)
-        return (self.beta * outlier - best) / row_sums(weights)
+        known, others = weights[:, :k], weights[:, k:].reshape(len(weights), groups, size)
+        total = row_sums(known)[:, None] + prior * row_sums(others)
+        lead = self.beta * prior * others.max(axis=2) - known.max(axis=1)[:, None]
+        # A group too far below another's best word to be weighed says nothing.
+        return (lead / np.maximum(total, np.finfo(weights.dtype).tiny)).mean(axis=1)
 
     def score_range(self) -> tuple[float, float]:
         return -1.0, self.beta
+
+    def natural_threshold(self) -> float | None:
+        return None
