@@ -15,7 +15,7 @@ PUBLISHED_SHARE = 0.15  # of the vocabulary, NegLabel's
 def choose_detector(detector: str | Detector | None, info: EncoderInfo, negatives: Any) -> Detector:
     """The detector of a new guard; its parameters suit the encoder where they were measured on it."""
     if isinstance(detector, Detector):
-        return type(detector)(**detector.params)  # one's own, so that two guards may be given the same object
+        return detector.unfitted()  # one's own, so that two guards may be given the same object
     own_words = negatives is not None and negatives not in (WORDNET, NONE)
     if detector is None:
         english = not info.languages or LANGUAGE in info.languages

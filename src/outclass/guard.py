@@ -296,7 +296,7 @@ class Guard:
             raise UsageError("none of the known images could be read; expected a folder or list of ID images")
         words = self.negatives.near(vectors)
         negatives = self.negatives.give_up(words)
-        self.detector = type(self.detector)(**self.detector.params).fit(self._context(self.class_set, negatives))
+        self.detector = self.detector.unfitted().fit(self._context(self.class_set, negatives))
         self.negatives = negatives
         return len(words)
 
@@ -307,7 +307,7 @@ class Guard:
             negatives = fresh_words.give_up(negatives.grounded) if negatives.grounded else fresh_words
         elif negatives:
             check_names((*class_set.classes, *map(ClassName, negatives.names)))
-        fresh = type(self.detector)(**self.detector.params).fit(self._context(class_set, negatives))
+        fresh = self.detector.unfitted().fit(self._context(class_set, negatives))
         if self.threshold and self.threshold.source == "user":
             check_reachable(self.threshold.value, fresh.score_range(), fresh.info.name, len(class_set.names))
         elif (natural := fresh.natural_threshold()) is not None:

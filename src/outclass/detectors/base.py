@@ -88,6 +88,10 @@ class Detector:
         """The constructor's arguments as plain JSON."""
         return {}
 
+    def unfitted(self) -> Self:
+        """Another detector of the same kind and parameters, not fitted."""
+        return type(self)(**self.params)
+
     def fit(self, context: Context) -> Self:
         """Take the known classes.
 

@@ -93,10 +93,14 @@ class _Grouped(_Negatives):
         self.negatives = np.ascontiguousarray(self.negatives[order[order < kept]])
         return self
 
-    def _from_logits(self, logits: Array) -> Array:
+    def _cut(self) -> tuple[int, int, int, float]:
+        """Number of classes, of groups, of negatives in each, and what the weight of a negative is multiplied by."""
         k, groups = len(self._fitted()), min(self.groups, len(self.negatives))
         size = len(self.negatives) // groups
-        prior = k / size if self.balanced else 1.0
+        return k, groups, size, k / size if self.balanced else 1.0
+
+    def _from_logits(self, logits: Array) -> Array:
+        k, groups, size, prior = self._cut()
         best = logits[:, :k].max(axis=1)
         far = abs(best) > SAFE
         if far.any():
@@ -181,9 +185,7 @@ class EOE(_Grouped):
         return {"beta": self.beta, **super().params}
 
     def _from_logits(self, logits: Array) -> Array:
-        k, groups = len(self._fitted()), min(self.groups, len(self.negatives))
-        size = len(self.negatives) // groups
-        prior = k / size if self.balanced else 1.0
+        k, groups, size, prior = self._cut()
         logits -= logits.max(axis=1, keepdims=True)
         weights = np.exp(logits, out=logits)
         known, others = weights[:, :k], weights[:, k:].reshape(len(weights), groups, size)

@@ -50,14 +50,10 @@ class Negatives:
         Args:
             images: (n, d) float32 unit rows of ID images; n from 1 on.
         """
-        nearness = np.concatenate(
-            [
-                np.quantile(images @ part.T, QUANTILE, axis=0)
-                for part in np.array_split(self.vectors, len(self.names) // ROWS + 1)
-            ]
-        )
+        parts = np.array_split(self.vectors, len(self.names) // ROWS + 1)
+        fits = np.concatenate([nearness(part @ images.T) for part in parts])
         count = int(GIVEN_UP * len(self.names))
-        return tuple(self.names[row] for row in np.sort(np.argsort(-nearness, kind="stable")[:count]))
+        return tuple(self.names[row] for row in np.sort(np.argsort(-fits, kind="stable")[:count]))
 
     def give_up(self, words: Sequence[str]) -> Negatives:
         """The same negatives without some words; they stay out when classes are added or removed."""
@@ -141,7 +137,7 @@ def mine(class_set: ClassSet, encoder: Encoder, share: float = 0.15, conjugated:
 
 
 def nearness(cosines: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(n, K) cosines of words to classes -> (n,) how near each word is to the classes."""
+    """(n, K) cosines of words to classes, or to images of them -> (n,) how near each word is to the classes."""
     return np.quantile(cosines, QUANTILE, axis=1)
 
 
