@@ -286,3 +286,16 @@ def test_photographs_are_scored_through_the_bundled_encoder(tmp_path):
     result = run("scan", tmp_path, "--classes", "cat,dog", "--threshold", "-0.4")
     assert result.exit_code == 0
     assert len(lines(result)) == 2
+
+
+def test_the_command_line_shows_what_the_library_warns_of(photos):
+    shown = run("scan", photos, "--classes", "red,blue", "--encoder", "toy", "--negatives", "green")
+    assert shown.stderr.count("not validated for this encoder") == 1
+    shown = run("scan", photos, "--classes", "red,blue", "--encoder", "toy")
+    assert shown.stderr.count("no threshold: ood_score ranks the images") == 1
+    assert "no threshold" not in run("scan", photos, "--classes", "red,blue", "--encoder", "toy", "-q").stderr
+
+
+def test_classify_asks_for_no_threshold(photos):
+    shown = run("classify", photos / "a-red.png", "--classes", "red,blue", "--encoder", "toy")
+    assert "threshold" not in shown.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -36,6 +37,17 @@ def test_without_a_threshold_nothing_is_decided_and_the_log_says_how_to_get_one(
     assert verdict.threshold_source is None
     assert math.isfinite(verdict.ood_score)
     assert "threshold" in caplog.text
+
+
+def test_a_natural_threshold_that_was_never_measured_is_said_once_and_before_the_first_decision(tmp_path):
+    guard = Guard(["red", "blue"], "toy", negatives="green,yellow,black,white,pink")
+    guard.save(tmp_path / "a.guard")
+    for one in (guard, Guard.load(tmp_path / "a.guard")):
+        with pytest.warns(UserWarning, match="not validated for this encoder.*calibrate"):
+            one.check(picture(RED))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            one.check(picture(BLUE))
 
 
 def test_a_threshold_of_the_user_says_so(toy_guard):

@@ -158,6 +158,47 @@ def test_a_class_among_its_own_negatives_is_refused(lite, words):
         Guard(CLASSES, encoder=lite, negatives=words)
 
 
+@pytest.mark.parametrize("words", ["cats,tree", ["dogs"], "Cars"])
+def test_a_plural_of_a_class_is_no_negative_either_and_the_message_says_which(lite, words):
+    with pytest.raises(UsageError, match=r"the negative '(?i:cats|dogs|cars)' is the known class '(cat|dog|car)'"):
+        Guard(CLASSES, encoder=lite, negatives=words)
+
+
+def test_a_kind_of_a_class_among_the_negatives_is_said(lite, caplog):
+    Guard(CLASSES, encoder=lite, negatives="kitten,tree")
+    assert "'kitten' can mean the known class 'cat'" in caplog.text
+    assert "tree" not in caplog.text
+
+
+def test_no_negative_at_all_is_called_that(lite):
+    with pytest.raises(UsageError, match="no negative names given"):
+        Guard(CLASSES, encoder=lite, negatives=[])
+
+
+def test_a_negative_in_letters_that_the_encoder_does_not_know_is_refused(lite):
+    with pytest.raises(UsageError, match="the negative '猫' is written in Chinese"):
+        Guard(CLASSES, encoder=lite, negatives=["猫"])
+
+
+def test_one_word_for_all_the_world_is_said_to_be_rough_once(lite, caplog):
+    guard = Guard(CLASSES, encoder=lite, negatives="unknown object")
+    assert "rough" not in caplog.text
+    guard.check(picture(RED))
+    guard.check(picture(RED))
+    assert caplog.text.count("only 1 word(s) of yours") == 1
+
+
+def test_grounding_twice_gives_up_no_more_words_than_once(lite, dev):
+    photos = sorted((dev / "pets_vehicles").rglob("*.jpg"))
+    guard = Guard(CLASSES, encoder=lite)
+    whole = len(guard.negatives.names)
+    guard.ground(photos[:5])
+    first = guard.negatives.names
+    guard.ground(photos[-5:])
+    assert len(guard.negatives.names) == len(first) == whole - int(0.05 * whole)
+    assert guard.negatives.names != first
+
+
 def test_an_encoder_that_knows_no_english_is_refused():
     encoder = ToyEncoder()
     encoder.info = dataclasses.replace(encoder.info, name="chinese", languages=("zh",))
@@ -335,6 +376,8 @@ def test_a_guard_with_all_words_comes_back_the_same(lite, tmp_path, dev):
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert again.negatives.names == guard.negatives.names
     assert again.negatives.vectors.tobytes() == guard.negatives.vectors.tobytes()
+    assert again.negatives.about() == guard.negatives.about()
+    assert again.negatives.leaks.removed == guard.negatives.leaks.removed
     photos = sorted((dev / "pets_vehicles").rglob("*.jpg"))[::30]
     assert list(again.scan(photos)) == list(guard.scan(photos))
     assert (tmp_path / "first").stat().st_size < 8e6

@@ -272,3 +272,11 @@ def test_a_name_is_removed_however_its_accents_are_written():
     guard = Guard(["café", "red"], "toy")
     guard.remove_classes([unicodedata.normalize("NFD", "café")])
     assert guard.classes == ("red",)
+
+
+def test_a_synonym_may_not_stand_for_two_classes(tmp_path):
+    (tmp_path / "list.txt").write_text("cat | kitten; puss\nkitten\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="'kitten' is given for two of the names"):
+        parse_classes(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("cat | Cat; puss\nkitten\n", encoding="utf-8")
+    assert [one.name for one in parse_classes(tmp_path / "list.txt")] == ["cat", "kitten"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-import warnings
 from typing import Annotated
 
 import typer
@@ -12,6 +12,7 @@ from outclass import __version__
 from outclass.cli.classify import classify
 from outclass.cli.demo import demo
 from outclass.cli.explain import explain
+from outclass.cli.options import listen
 from outclass.cli.scan import scan
 from outclass.cli.tables import detectors, doctor, encoders
 from outclass.errors import OutclassError
@@ -49,6 +50,7 @@ def outclass(
 
       outclass scan PHOTOS --classes cat,dog,car -o out
     """
+    listen(logging.WARNING)
 
 
 for command in (scan, classify, explain, demo, detectors, encoders, doctor):
@@ -60,8 +62,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names are wider than some terminals' encoding
-    # What Pillow thinks of a file's tags is no news to somebody who scans a folder; errors are rows.
-    warnings.filterwarnings("ignore", module="PIL")
     try:
         app()
     except OutclassError as error:

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,11 +42,42 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def speak_up(verbose: bool) -> bool:
-    """-v: what the library logs goes to stderr."""
+    """-v: all that the library logs goes to stderr, not its warnings alone."""
     if verbose:
-        logging.basicConfig(format="%(name)s: %(message)s")
-        logging.getLogger("outclass").setLevel(logging.DEBUG)
+        listen(logging.DEBUG)
     return verbose
+
+
+def hush(quiet: bool) -> bool:
+    """-q: errors only."""
+    if quiet:
+        listen(logging.ERROR)
+    return quiet
+
+
+def listen(level: int) -> None:
+    """Show what the library logs and warns of, from this level on, as notes on stderr."""
+    logger = logging.getLogger("outclass")
+    for handler in [one for one in logger.handlers if isinstance(one, Notes)]:
+        logger.removeHandler(handler)
+    logger.addHandler(Notes(level))
+    logger.setLevel(level)
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        ours = Path(filename).is_relative_to(Path(__file__).parent.parent)
+        logger.log(logging.WARNING if ours else logging.DEBUG, "%s", message)
+
+    warnings.showwarning = show
+
+
+class Notes(logging.Handler):
+    """Prints log records on stderr, warnings in yellow."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        from outclass.cli.show import say
+
+        say(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim")
 
 
 def _comma_list(names: list[Any]) -> str:
@@ -130,7 +162,12 @@ Config = Annotated[
         rich_help_panel=SAYING,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No table, no progress bar.", rich_help_panel=SAYING)]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No table, no progress bar, no notes.", callback=hush, rich_help_panel=SAYING
+    ),
+]  # fmt: skip
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Say what the library logs.", callback=speak_up, rich_help_panel=SAYING),

@@ -148,7 +148,6 @@ def run(
 ) -> int:
     """Scan, print, write; returns how many images could not be read."""
     from outclass.cli.show import VerdictTable, say, summary_line, words_line
-    from outclass.guard import NO_THRESHOLD
 
     started = datetime.datetime.now(datetime.UTC)
     clock = time.perf_counter()
@@ -181,8 +180,6 @@ def run(
         table.close()
     if not quiet:
         say(summary_line(scanned, seconds, guard))
-        if guard.threshold is None:
-            say(NO_THRESHOLD, style="yellow")
         if out is not None:
             say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
     return scanned.n_failed

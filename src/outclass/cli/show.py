@@ -120,7 +120,9 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
     decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood]
     # A known class needs no other word; without a decision both are worth a look.
     other = "" if verdict.is_ood is False else verdict.nearest_negative or ""
-    return (decision, f"{verdict.ood_score:.4f}", f"{verdict.similarity:.4f}", verdict.label or "", other, name)
+    score = verdict.ood_score or 0.0
+    shown = f"{score:.4f}" if abs(score) >= 1e-3 or not score else f"{score:.2e}"  # not a column of -0.0000
+    return (decision, shown, f"{verdict.similarity:.4f}", verdict.label or "", other, name)
 
 
 def _line(cells: tuple[Any, ...]) -> str:

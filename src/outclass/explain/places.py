@@ -76,10 +76,10 @@ class Explanation:
 
     verdict: Verdict
     classes: tuple[str, ...]
-    ood_score: Floats
-    nearest: Places
-    nearest_negative: npt.NDArray[np.object_] | None
-    negative_similarity: Floats | None
+    ood_score: Floats = field(repr=False)
+    nearest: Places = field(repr=False)
+    nearest_negative: npt.NDArray[np.object_] | None = field(repr=False)
+    negative_similarity: Floats | None = field(repr=False)
     photo: Image.Image = field(repr=False)
     box: tuple[float, float, float, float]
 

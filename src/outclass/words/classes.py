@@ -138,13 +138,14 @@ class ClassSet:
         return ClassSet(tuple(self.classes[row] for row in kept), self.vectors[kept], self.templates, self.encoder)
 
 
-def parse_classes(classes: Any) -> tuple[ClassName, ...]:
+def parse_classes(classes: Any, what: str = "class") -> tuple[ClassName, ...]:
     """Read a class list.
 
     Args:
         classes: a comma list of names (quotes as in CSV); a ``.txt`` file with one class a line,
             ``name [| synonym; synonym] [@ attribute; attribute]``, ``#`` comments; a folder whose sub-folders are the
             classes (``_`` read as a space); or an iterable of names or ClassName.
+        what: what messages call one of them.
 
     Raises:
         UsageError: nothing in it, a doubled or an unreadable name.
@@ -154,29 +155,39 @@ def parse_classes(classes: Any) -> tuple[ClassName, ...]:
     elif isinstance(classes, Iterable):
         parsed = tuple(_one(name) for name in classes)
     else:
-        raise UsageError(f"expected class names, got a {type(classes).__name__}: {classes!r}")
-    check_names(parsed)
+        raise UsageError(f"expected {what} names, got a {type(classes).__name__}: {classes!r}")
+    check_names(parsed, what)
     return parsed
 
 
-def check_names(classes: Sequence[ClassName]) -> None:
-    """Refuse empty lists, empty names and names that are equal after case folding.
+def check_names(classes: Sequence[ClassName], what: str = "class") -> None:
+    """Refuse empty lists, empty names and names that are equal after case folding, to each other or to a synonym.
 
     Raises:
         UsageError: naming the offenders.
     """
     if not classes:
-        raise UsageError("no class names given; expected at least one, such as cat,dog,car")
+        example = "cat,dog,car" if what == "class" else "'unknown object,landscape', or --negatives none for none"
+        raise UsageError(f"no {what} names given; expected at least one, such as {example}")
     seen: dict[str, str] = {}
     for one in classes:
         key = _key(one.name)
         if not one.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in one.name):
-            raise UsageError(f"the class name {one.name!r} holds bytes that are no UTF-8; use a UTF-8 terminal or file")
+            raise UsageError(
+                f"the {what} name {one.name!r} holds bytes that are no UTF-8; use a UTF-8 terminal or file"
+            )
         if not key:
-            raise UsageError(f"an empty class name in {[each.name for each in classes]}; check for doubled commas")
+            raise UsageError(f"an empty {what} name in {[each.name for each in classes]}; check for doubled commas")
         if key in seen:
-            raise UsageError(f"the class {one.name!r} is given twice (as {seen[key]!r} before); remove one")
+            raise UsageError(f"the {what} {one.name!r} is given twice (as {seen[key]!r} before); remove one")
         seen[key] = one.name
+    for one in classes:
+        for synonym in one.synonyms:
+            if seen.setdefault(_key(synonym), one.name) != one.name:
+                raise UsageError(
+                    f"{synonym!r} is given for two of the names, {seen[_key(synonym)]!r} and {one.name!r}; an image of "
+                    "it could be called either: leave it out of one"
+                )
 
 
 def _key(name: str) -> str:
@@ -184,7 +195,7 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
+def check_language(classes: Sequence[ClassName], info: EncoderInfo, what: str = "class") -> None:
     """Refuse names written in letters of languages the encoder does not know; it would answer with nonsense.
 
     Raises:
@@ -202,7 +213,7 @@ def check_language(classes: Sequence[ClassName], info: EncoderInfo) -> None:
                 )
                 script = {"CJK": "Chinese or Japanese"}.get(foreign[0], foreign[0].title())
                 raise UsageError(
-                    f"the class {one.name!r} is written in {script} letters, but the encoder {info.name!r} knows "
+                    f"the {what} {one.name!r} is written in {script} letters, but the encoder {info.name!r} knows "
                     f"{', '.join(info.languages)} only; use --encoder {fits} or English names"
                 )
 

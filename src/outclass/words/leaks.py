@@ -91,6 +91,22 @@ class LeakReport:
         found = Counter(leak.reason for leak in self.removed)
         return {reason.value: found[reason] for reason in Reason if found[reason]}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        removed = [[one.row, one.word, one.reason.value, one.because, one.cosine] for one in self.removed]
+        return {
+            "kept": self.kept.tolist(),
+            "removed": removed,
+            "unknown": list(self.unknown),
+            "broad": list(self.broad),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LeakReport:
+        """What ``to_dict`` made, as a report again."""
+        removed = (Leak(row, word, Reason(why), name, cosine) for row, word, why, name, cosine in data["removed"])
+        return cls(np.array(data["kept"], np.int64), tuple(removed), tuple(data["unknown"]), tuple(data["broad"]))
+
 
 def filter_leaks(
     candidates: Sequence[str],

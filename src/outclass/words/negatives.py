@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,12 @@ import numpy.typing as npt
 
 from outclass.encoders.base import Encoder, Vectors
 from outclass.errors import UsageError
-from outclass.words.classes import ClassSet, check_names, parse_classes
-from outclass.words.leaks import LeakReport, filter_leaks
+from outclass.words.classes import ClassSet, check_language, parse_classes
+from outclass.words.leaks import LeakReport, Reason, filter_leaks
 from outclass.words.pool import PackedVectors, word_pool
 from outclass.words.prompts import encode_ensembles
+
+log = logging.getLogger("outclass")
 
 WORDNET, NONE = "wordnet", "none"
 QUANTILE = 0.95  # NegLabel's: how near a word is to the classes is the quantile of its cosines to all of them
@@ -81,17 +84,24 @@ class Negatives:
 
     @classmethod
     def restore(
-        cls, names: Sequence[str], source: str, grounded: Sequence[str], arrays: dict[str, npt.NDArray[Any]]
+        cls,
+        names: Sequence[str],
+        source: str,
+        grounded: Sequence[str],
+        leaks: dict[str, Any] | None,
+        arrays: dict[str, npt.NDArray[Any]],
     ) -> Negatives:
-        """What ``to_arrays`` made, as words again."""
+        """What ``to_dict`` and ``to_arrays`` made, as words again."""
+        report = LeakReport.from_dict(leaks) if leaks else None
         if "negatives" in arrays:
-            return cls(tuple(names), arrays["negatives"], source, grounded=tuple(grounded))
+            return cls(tuple(names), arrays["negatives"], source, None, report, tuple(grounded))
         packed = PackedVectors(arrays["negatives.codes"], arrays["negatives.scales"])
-        return cls(tuple(names), packed.unpack(), source, packed, grounded=tuple(grounded))
+        return cls(tuple(names), packed.unpack(), source, packed, report, tuple(grounded))
 
     def to_dict(self) -> dict[str, Any]:
         """What to store beside ``to_arrays``, as plain JSON."""
-        return {"names": list(self.names), "source": self.source, "grounded": list(self.grounded)}
+        leaks = self.leaks.to_dict() if self.leaks else None
+        return {"names": list(self.names), "source": self.source, "grounded": list(self.grounded), "leaks": leaks}
 
     def nearest(self, vectors: Vectors) -> npt.NDArray[np.intp]:
         """(n, d) images -> (n,) row of the word that fits each best."""
@@ -167,12 +177,34 @@ def typed(words: Any, class_set: ClassSet, encoder: Encoder) -> Negatives:
         encoder: makes their vectors, with the templates of the classes.
 
     Raises:
-        UsageError: nothing in it, or a word that is a known class.
+        UsageError: nothing in it, a word that is a known class, or one in a language that the encoder does not know.
     """
-    parsed = parse_classes(words)
-    check_names((*class_set.classes, *parsed))  # a known class cannot be its own opposite
+    parsed = parse_classes(words, "negative")
+    check_language(parsed, encoder.info, "negative")
+    check_apart([one.name for one in parsed], class_set)
     vectors = encode_ensembles([one.texts(class_set.templates) for one in parsed], encoder)
     return Negatives(tuple(one.name for one in parsed), vectors, "user")
+
+
+def check_apart(words: Sequence[str], class_set: ClassSet) -> None:
+    """Refuse typed negatives that are a known class: its images would look as much like the one as like the other.
+
+    A synonym or a kind of a class (kitten, for cat) only warns: ambiguous names have synonyms that nobody meant.
+
+    Raises:
+        UsageError: a word is the name or a synonym of a class, its plural or its singular.
+    """
+    for leak in filter_leaks(words, class_set.classes).removed:
+        if leak.reason in (Reason.ID_NAME, Reason.PLURAL, Reason.LEMMA):
+            raise UsageError(
+                f"the negative {leak.word!r} is the known class {leak.because!r}: its images would count as none of "
+                "your classes; leave it out of the negatives, or out of the classes"
+            )
+        if leak.reason in (Reason.SYNONYM, Reason.HYPONYM):
+            log.warning(
+                "the negative %r can mean the known class %r (%s): images of it may be called OOD",
+                leak.word, leak.because, leak.reason.value,
+            )  # fmt: skip
 
 
 def choose(
