@@ -9,6 +9,7 @@ from outclass.encoders.base import EncoderInfo
 from outclass.words.negatives import LANGUAGE, NONE, WORDNET
 
 FALLBACK_DETECTOR = "max_logit"  # needs neither temperature nor other words, and works from one class on
+LEARNING_DETECTOR = "mahalanobis"  # where images are at hand and nobody names one
 PUBLISHED_SHARE = 0.15  # of the vocabulary, NegLabel's
 
 

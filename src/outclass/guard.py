@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from outclass import stored
+from outclass.decide.calibrated import Calibrated
+from outclass.decide.calibration import check_reached
 from outclass.decide.threshold import Threshold, check_reachable
 from outclass.defaults import choose_detector, mining
-from outclass.detectors.base import Context, Detector, check_vectors, make_detector
+from outclass.detectors.base import Detector, check_vectors
 from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
 from outclass.encoders.stream import encode_loaded, encode_stream
 from outclass.errors import MismatchError, UsageError
@@ -22,6 +23,8 @@ from outclass.explain import Explanation, explain
 from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import Item, open_source, printable
+from outclass.judge import Judge, context
+from outclass.learning import Learner
 from outclass.records import Features, Prediction, Rows, Verdict
 from outclass.scan import Scan
 from outclass.words.classes import ClassSet
@@ -31,8 +34,8 @@ from outclass.words.prompts import DEFAULT_TEMPLATES
 log = logging.getLogger("outclass")
 
 NO_THRESHOLD = (
-    "no threshold: ood_score ranks the images, but nothing decides is_ood. Look at the scores of a few images that you "
-    "know and set one, --threshold VALUE or Guard(..., threshold=VALUE); ood_score above it = OOD"
+    "no threshold: ood_score ranks the images, but nothing decides is_ood. Calibrate one on images that you know, "
+    "outclass calibrate FOLDER or guard.calibrate(FOLDER), or set one, --threshold VALUE; ood_score above it = OOD"
 )
 
 NOT_MEASURED = (
@@ -40,14 +43,14 @@ NOT_MEASURED = (
     "Calibrate one on images that you know: outclass calibrate FOLDER, or guard.calibrate(FOLDER)"
 )
 FEW_WORDS = (
-    "only {words} word(s) of yours stand for everything outside the classes, so the natural threshold is rough: one word "
-    "decided right for 77 % of the images where the vocabulary did for 97 %. Name more, use --negatives wordnet, or "
-    "calibrate a threshold"
+    "only {words} word(s) of yours stand for everything outside the classes, so the natural threshold is rough: one "
+    "word decided right for 77 % of the images where the vocabulary did for 97 %. Name more, use --negatives wordnet, "
+    "or calibrate a threshold"
 )
 FEW = 5  # typed words
 
 
-class Guard:
+class Guard(Learner):
     """Says for every image whether it belongs to the known classes.
 
     Args:
@@ -91,31 +94,21 @@ class Guard:
             words = choose(negatives, class_set, loaded, **mining(chosen.info.name, loaded.info))
         elif negatives is not None and negatives != NONE:
             raise UsageError(f"the detector {chosen.info.name!r} uses no negatives; leave them out, or use neglabel")
-        self._set_up(loaded, class_set, words, chosen, threads, batch_size, max_pixels)
-        natural = self.detector.natural_threshold()
-        self.threshold: Threshold | None = Threshold(natural, "natural") if natural is not None else None
+        judge = Judge(class_set, words, chosen).with_words(class_set, words, loaded.info)
+        self._set_up(loaded, judge, threads, batch_size, max_pixels)
         if threshold is not None:
             self.set_threshold(threshold)
 
     def _set_up(
-        self,
-        encoder: Encoder,
-        class_set: ClassSet,
-        negatives: Negatives | None,
-        detector: Detector,
-        threads: int | None,
-        batch_size: int | None,
-        max_pixels: int,
+        self, encoder: Encoder, judge: Judge, threads: int | None, batch_size: int | None, max_pixels: int
     ) -> None:
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        if "patches" in detector.info.needs:
+        if "patches" in judge.detector.info.needs:
             patch_encoder(encoder)
         self.encoder = encoder
-        self.class_set = class_set
-        self.negatives = negatives
-        self.detector = detector.fit(self._context(class_set, negatives))
+        self.judge = judge
         self.threads = threads
         self.batch_size = batch_size
         self._reader = Reader(encoder.info.preprocess, max_pixels, PixelBudget())
@@ -124,7 +117,32 @@ class Guard:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the known classes."""
-        return self.class_set.names
+        return self.judge.class_set.names
+
+    @property
+    def class_set(self) -> ClassSet:
+        """The known classes with their vectors."""
+        return self.judge.class_set
+
+    @property
+    def negatives(self) -> Negatives | None:
+        """Words outside the classes; None where the detector uses none."""
+        return self.judge.negatives
+
+    @property
+    def detector(self) -> Detector:
+        """What scores the images."""
+        return self.judge.detector
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """What decides; None without one."""
+        return self.judge.threshold
+
+    @property
+    def calibrated(self) -> Calibrated | None:
+        """The calibration for this class list; None without one."""
+        return self.judge.calibrated
 
     def __repr__(self) -> str:
         limit = f"threshold={self.threshold.value:.4g} ({self.threshold.source})" if self.threshold else "no threshold"
@@ -163,10 +181,6 @@ class Guard:
         opened = open_source(source)
         features = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, self._wants_patches)
         return Scan(opened, features, self._judge, progress)
-
-    @property
-    def _wants_patches(self) -> bool:
-        return "patches" in self.detector.info.needs
 
     def check_vectors(self, vectors: Vectors, ids: Sequence[str] | None = None, patches: Vectors | None = None) -> Rows:
         """Judge vectors that this guard's encoder made before.
@@ -232,31 +246,11 @@ class Guard:
 
     def _judge(self, batch: Features) -> Iterator[Verdict]:
         """Verdicts of a batch, one for every id, in order."""
-        ids, errors, vectors = batch.ids, batch.errors, batch.vectors
-        scores = self.detector.score(vectors, batch.patches)
-        if len(vectors) and not self._warned:
+        judge = self.judge
+        if len(batch.vectors) and not self._warned:
             self._warned = True
             self._warn()
-        cosines = vectors @ self.class_set.vectors.T
-        nearest = cosines.argmax(axis=1) if len(cosines) else np.empty(0, np.intp)
-        decisions = self.threshold.is_ood(scores) if self.threshold else None
-        others = self.negatives.nearest(vectors) if self.negatives else None
-        row = -1
-        for id_, error in zip(ids, errors, strict=True):
-            if error is not None:
-                yield Verdict(id_, error=error)
-                continue
-            row += 1
-            yield Verdict(
-                id=id_,
-                label=self.classes[nearest[row]],
-                similarity=float(cosines[row, nearest[row]]),
-                ood_score=float(scores[row]),
-                threshold=self.threshold.value if self.threshold else None,
-                threshold_source=self.threshold.source if self.threshold else None,
-                is_ood=bool(decisions[row]) if decisions is not None else None,
-                nearest_negative=self.negatives.names[others[row]] if self.negatives and others is not None else None,
-            )
+        yield from judge.verdicts(batch)
 
     def _warn(self) -> None:
         """What is to be known about the decisions, once, before the first."""
@@ -287,40 +281,6 @@ class Guard:
         """
         self._change_classes(self.class_set.remove(names))
 
-    def ground(self, images: Any) -> int:
-        """Give up the words that fit known images: with some ID images at hand, fewer of them are called OOD.
-
-        Nothing else is learned from the images, and none is kept. Another call starts anew from all words.
-
-        Args:
-            images: some ID images, whatever ``scan`` takes.
-
-        Returns:
-            How many words were given up.
-
-        Raises:
-            UsageError: this guard's negatives were not mined from the vocabulary, or no image could be read.
-        """
-        if self.negatives is None or self.negatives.source != WORDNET:
-            raise UsageError(
-                "only negatives from the vocabulary can be grounded; make the guard with --negatives wordnet"
-            )
-        parts = [
-            batch.vectors
-            for batch in encode_stream(open_source(images), self.encoder, self._reader, self.batch_size, self.threads)
-        ]
-        vectors = np.concatenate([np.empty((0, self.encoder.info.dim), np.float32), *parts])
-        if not len(vectors):
-            raise UsageError("none of the known images could be read; expected a folder or list of ID images")
-        every = self.negatives
-        if every.grounded:
-            every = mine(self.class_set, self.encoder, **mining(self.detector.info.name, self.encoder.info))
-        words = every.near(vectors)
-        negatives = every.give_up(words)
-        self.detector = self.detector.unfitted().fit(self._context(self.class_set, negatives))
-        self.negatives = negatives
-        return len(words)
-
     def _change_classes(self, class_set: ClassSet) -> None:
         negatives = self.negatives
         if negatives and negatives.source == WORDNET:  # a word that meant something else may now mean a class
@@ -328,19 +288,12 @@ class Guard:
             negatives = fresh_words.give_up(negatives.grounded) if negatives.grounded else fresh_words
         elif negatives:
             check_apart(negatives.names, class_set)
-        fresh = self.detector.unfitted().fit(self._context(class_set, negatives))
-        if self.threshold and self.threshold.source == "user":
-            check_reachable(self.threshold.value, fresh.score_range(), fresh.info.name, len(class_set.names))
-        elif (natural := fresh.natural_threshold()) is not None:
-            self.threshold = Threshold(natural, "natural")
-        self.class_set, self.negatives, self.detector = class_set, negatives, fresh
-
-    def _context(self, class_set: ClassSet, negatives: Negatives | None) -> Context:
-        info = self.encoder.info
-        context = Context(class_set.vectors, class_set.names, info.logit_scale, info.logit_bias)
-        if negatives is None:
-            return context
-        return replace(context, negatives=negatives.vectors, group_permutation=negatives.group_permutation())
+        fresh = self.judge.with_words(class_set, negatives, self.encoder.info)
+        if fresh.threshold and fresh.threshold.source == "user":
+            check_reachable(
+                fresh.threshold.value, fresh.detector.score_range(), fresh.detector.info.name, len(class_set.names)
+            )
+        self.judge = fresh
 
     def set_threshold(self, value: float) -> None:
         """Decide by a limit of your own on ``ood_score`` (higher = more OOD).
@@ -350,7 +303,9 @@ class Guard:
         """
         name = self.detector.info.name
         value = check_reachable(value, self.detector.score_range(), name, len(self.classes))
-        self.threshold = Threshold(value, "user")
+        if self.calibrated and (doubt := check_reached(value, self.calibrated.calibration.scores)):
+            log.warning(doubt)
+        self.judge = replace(self.judge, threshold=Threshold(value, "user"))
 
     # Storing
 
@@ -360,17 +315,7 @@ class Guard:
         Raises:
             UsageError: the place cannot be written to.
         """
-        about = {
-            "encoder": {"name": self.encoder.info.name, "fingerprint": self.encoder.info.fingerprint},
-            "classes": [one.to_dict() for one in self.class_set.classes],
-            "templates": list(self.class_set.templates),
-            "detector": {"name": self.detector.info.name, "params": self.detector.params},
-            "negatives": self.negatives.to_dict() if self.negatives else None,
-            "threshold": {"value": self.threshold.value, "source": self.threshold.source} if self.threshold else None,
-        }
-        # The detectors so far learn from words alone: what they learned is made again from these.
-        arrays = {"classes": self.class_set.vectors, **(self.negatives.to_arrays() if self.negatives else {})}
-        stored.save(path, "guard", about, arrays)
+        self.judge.save(path, self.encoder.info)
 
     @classmethod
     def load(
@@ -393,15 +338,7 @@ class Guard:
         Raises:
             MismatchError: not a guard, or the encoder differs from the one that made it; both are named.
         """
-        about, arrays = stored.load(path, "guard")
-        try:
-            made_by, threshold = about["encoder"], about["threshold"] and Threshold(**about["threshold"])
-            detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
-            name, fingerprint = made_by["name"], made_by["fingerprint"]
-            class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
-            negatives = about["negatives"] and Negatives.restore(**about["negatives"], arrays=arrays)
-        except (KeyError, TypeError) as error:
-            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
+        name, fingerprint, judge = Judge.load(path)
         loaded = load_encoder(encoder or name, device, threads)
         if loaded.info.fingerprint != fingerprint:
             raise MismatchError(
@@ -409,9 +346,10 @@ class Guard:
                 f"with {loaded.info.name!r} ({loaded.info.fingerprint}); their vectors do not compare: load it with "
                 "its own encoder, or make a new guard"
             )
-        if class_set.vectors.shape != (len(class_set.names), loaded.info.dim):
+        if judge.class_set.vectors.shape != (len(judge.class_set.names), loaded.info.dim):
             raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: classes and vectors differ in number")
+        if not judge.learns:  # what is learned from words alone is not stored
+            judge.detector.fit(context(judge.class_set, judge.negatives, loaded.info))
         guard = cls.__new__(cls)
-        guard._set_up(loaded, class_set, negatives or None, detector, threads, batch_size, max_pixels)
-        guard.threshold = threshold or None
+        guard._set_up(loaded, judge, threads, batch_size, max_pixels)
         return guard

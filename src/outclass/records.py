@@ -45,6 +45,8 @@ class Verdict:
         p_value: conformal p-value of "this image is ID", (0, 1]; small = OOD; None when not calibrated.
         nearest_negative: the word outside the known classes that fits best, where the detector has such words.
         error: why the image could not be judged; then every field but ``id`` is None.
+        fdr_rejected: "is ID" is rejected at the false discovery rate asked for (``outclass scan --fdr``), a statement
+            about a whole batch; None where nobody asked.
     """
 
     id: str
@@ -57,16 +59,19 @@ class Verdict:
     p_value: float | None = None
     nearest_negative: str | None = None
     error: str | None = None
+    fdr_rejected: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields in their documented order."""
-        return {name: getattr(self, name) for name in VERDICT_FIELDS}
+        """The fields in their documented order; ``fdr_rejected`` where it was asked for."""
+        asked = {} if self.fdr_rejected is None else {"fdr_rejected": self.fdr_rejected}
+        return {name: getattr(self, name) for name in VERDICT_FIELDS} | asked
 
     def _repr_html_(self) -> str:
         return html_table([self.to_dict()])
 
 
-VERDICT_FIELDS = tuple(field.name for field in fields(Verdict))
+FDR = "fdr_rejected"
+VERDICT_FIELDS = tuple(field.name for field in fields(Verdict) if field.name != FDR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +117,9 @@ def to_pandas(records: Iterable[Any], kind: type | None = None) -> Any:
         import pandas
     except ImportError as error:
         raise OutclassError("to_pandas needs pandas: pip install pandas") from error
-    columns = [field.name for field in fields(kind)] if kind else None
-    return pandas.DataFrame([_as_dict(record) for record in records], columns=columns)
+    rows = [_as_dict(record) for record in records]
+    columns = [field.name for field in fields(kind) if field.name != FDR] if kind and not rows else None
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def html_table(rows: Sequence[dict[str, Any]], limit: int = 200) -> str:
@@ -131,6 +137,8 @@ def html_table(rows: Sequence[dict[str, Any]], limit: int = 200) -> str:
 
 
 def _as_dict(record: Any) -> dict[str, Any]:
+    if isinstance(record, Verdict):
+        return record.to_dict()
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

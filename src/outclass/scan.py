@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 
+from outclass.decide.false_discovery import benjamini_hochberg
+from outclass.errors import NotReadyError
 from outclass.images.sources import Source
-from outclass.records import Features, Verdict, to_pandas
+from outclass.records import Features, Rows, Verdict, to_pandas
 
 Judge = Callable[[Features], Iterator[Verdict]]
 
@@ -68,6 +71,33 @@ class Scan(Iterator[Verdict]):
     def to_pandas(self) -> Any:
         """The remaining verdicts as a ``pandas.DataFrame``."""
         return to_pandas(self, Verdict)
+
+
+def false_discovery(verdicts: Iterable[Verdict], rate: float) -> Rows:
+    """Fill ``fdr_rejected``: of the images rejected as ID in this batch, at most the share ``rate`` is ID on average.
+
+    Benjamini-Hochberg on the p-values; ``is_ood`` keeps its meaning. All verdicts are held at a time.
+
+    Args:
+        verdicts: of a calibrated guard.
+        rate: the false discovery rate that is allowed, (0, 1).
+
+    Returns:
+        The verdicts, in order; those of unread images keep None.
+
+    Raises:
+        NotReadyError: the verdicts have no p-values.
+        UsageError: a rate outside (0, 1).
+    """
+    rows = list(verdicts)
+    read = [row.p_value for row in rows if row.error is None]
+    if None in read:
+        raise NotReadyError(
+            "a false discovery rate needs p-values, which a calibrated guard gives: outclass calibrate FOLDER, or "
+            "guard.calibrate(FOLDER)"
+        )
+    rejected = iter(benjamini_hochberg(np.array(read, np.float64), rate).tolist())
+    return Rows(row if row.error is not None else replace(row, fdr_rejected=next(rejected)) for row in rows)
 
 
 def _verdicts(features: Iterator[Features], judge: Judge) -> Iterator[Verdict]:

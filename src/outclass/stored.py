@@ -34,7 +34,7 @@ def save(path: str | os.PathLike[str], kind: str, about: dict[str, Any], arrays:
     from safetensors.numpy import save as to_bytes
 
     header = {"kind": kind, "schema": SCHEMA, "version": __version__, **about}
-    packed = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    packed = {name: np.asarray(array, order="C") for name, array in sorted(arrays.items())}
     data = to_bytes(packed, metadata={KEY: json.dumps(header, sort_keys=True, ensure_ascii=False)})
     with atomic.write(path, "wb") as file:
         file.write(data)

@@ -40,6 +40,7 @@ def main(source: Path) -> None:
     (HERE / "arrays.json").write_text("{\n" + lines + "\n}\n")
     inputs = np.load(source / "inputs.npz")
     np.savez_compressed(HERE / "words.npz", **{key: inputs[key] for key in ("neg_candidates", "t_templates_raw")})
+    np.savez_compressed(HERE / "known.npz", **{key: inputs[key] for key in ("bank_feats", "bank_labels")})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from outclass import __version__
 from outclass.cli.classify import classify
 from outclass.cli.demo import demo
 from outclass.cli.explain import explain
+from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
 from outclass.cli.tables import detectors, doctor, encoders
@@ -53,7 +54,7 @@ def outclass(
     listen(logging.WARNING)
 
 
-for command in (scan, classify, explain, demo, detectors, encoders, doctor):
+for command in (scan, classify, explain, demo, fit, calibrate, detectors, encoders, doctor):
     app.command()(command)
 
 

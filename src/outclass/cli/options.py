@@ -8,7 +8,7 @@ import logging
 import tomllib
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -63,7 +63,14 @@ def listen(level: int) -> None:
     logger.addHandler(Notes(level))
     logger.setLevel(level)
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         ours = Path(filename).is_relative_to(Path(__file__).parent.parent)
         logger.log(logging.WARNING if ours else logging.DEBUG, "%s", message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import shlex
@@ -14,14 +15,15 @@ import typer
 
 from outclass import __version__, atomic
 from outclass.cli import options
-from outclass.errors import UsageError
+from outclass.errors import NotReadyError, UsageError
 from outclass.images.decode import MAX_PIXELS, ImageLike
 from outclass.images.sources import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from outclass.guard import Guard
+    from outclass.records import Verdict
 
 SOME_FAILED = 3
 OUT = "Output"
@@ -56,6 +58,14 @@ def scan(
         ),
     ] = None,
     threshold: options.ThresholdValue = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            help="With a calibrated guard: also mark the images that can be rejected together, so that on average at "
+            "most this share of them is ID (column fdr_rejected; Benjamini-Hochberg). Holds all verdicts in memory.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     templates: options.Templates = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -92,12 +102,17 @@ def scan(
     )
     if known is not None:
         guard.ground(known)
+    if fdr is not None and guard.calibrated is None:
+        raise NotReadyError(
+            "--fdr needs p-values, which a calibrated guard gives: outclass calibrate FOLDER -o my.guard, then "
+            "outclass scan PHOTOS --guard my.guard --fdr 0.1"
+        )
 
     def find(name: str) -> ImageLike | None:
         path = os.path.join(source.root, name)
         return path if os.path.isfile(path) else None
 
-    failed = run(guard, source, out, format, quiet, find if thumbnails else None)
+    failed = run(guard, source, out, format, quiet, find if thumbnails else None, fdr)
     if failed > allow_failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -145,34 +160,39 @@ def run(
     format: str,
     quiet: bool,
     find: Callable[[str], ImageLike | None] | None,
+    fdr: float | None = None,
 ) -> int:
     """Scan, print, write; returns how many images could not be read."""
     from outclass.cli.show import VerdictTable, say, summary_line, words_line
+    from outclass.decide.false_discovery import rejection_limit
+    from outclass.scan import false_discovery
 
     started = datetime.datetime.now(datetime.UTC)
     clock = time.perf_counter()
     if guard.negatives and not quiet:
         say(words_line(guard.negatives))
     scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
+    verdicts: Iterable[Verdict] = scanned if fdr is None else false_discovery(scanned, fdr)
     table = None if quiet else VerdictTable()
     sinks: list[Any] = [table] if table else []
-    if out is None:
-        for verdict in scanned:
+    with contextlib.ExitStack() as files:
+        if out is not None:
+            from outclass.report.html import HtmlReport
+            from outclass.report.outputs import VerdictFile, write_json
+
+            report = HtmlReport(find)
+            file = files.enter_context(VerdictFile(out, format, fdr is not None))  # type: ignore[arg-type]
+            sinks += [file, report]
+        rejected = 0
+        for verdict in verdicts:
+            rejected += verdict.fdr_rejected is True
             for sink in sinks:
                 sink.add(verdict)
-        seconds = time.perf_counter() - clock
-    else:
-        from outclass.report.html import HtmlReport
-        from outclass.report.outputs import VerdictFile, write_json
-
-        report = HtmlReport(find)
-        with VerdictFile(out, format) as file:  # type: ignore[arg-type]
-            sinks += [file, report]
-            for verdict in scanned:
-                for sink in sinks:
-                    sink.add(verdict)
-        seconds = time.perf_counter() - clock
+    seconds = time.perf_counter() - clock
+    if out is not None:
         summary = summarise(guard, scanned, seconds, started)
+        if fdr is not None:
+            summary |= {"fdr": fdr, "fdr_rejected": rejected}
         write_json(out / "summary.json", summary)
         with atomic.write(out / "report.html") as page:
             page.write(report.render(summary))
@@ -180,6 +200,10 @@ def run(
         table.close()
     if not quiet:
         say(summary_line(scanned, seconds, guard))
+        if fdr is not None and guard.calibrated:
+            say(f"fdr_rejected: {rejected} images; on average at most {100 * fdr:.3g} % of such images are ID")
+            if note := rejection_limit(len(guard.calibrated.calibration.scores), scanned.n - scanned.n_failed, fdr):
+                say(note, style="yellow")
         if out is not None:
             say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
     return scanned.n_failed

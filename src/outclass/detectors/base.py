@@ -63,6 +63,8 @@ class Context:
         logit_bias: the encoder's own bias (SigLIP); 0 elsewhere.
         negatives: (M, d) float32 unit rows, one a word that is none of the classes; None without such words.
         group_permutation: (M,) the order in which negatives are cut into groups; None = as they stand.
+        id_vectors: (n, d) float32 unit rows, one an image of a known class; None without such images.
+        id_labels: (n,) which class each of them shows, an index of ``names``; None where nobody said.
     """
 
     text: Floats
@@ -71,6 +73,8 @@ class Context:
     logit_bias: float = 0.0
     negatives: Floats | None = None
     group_permutation: npt.NDArray[np.intp] | None = None
+    id_vectors: Floats | None = None
+    id_labels: npt.NDArray[np.intp] | None = None
 
 
 class Detector:
@@ -96,13 +100,19 @@ class Detector:
         """Take the known classes.
 
         Raises:
-            UsageError: too few classes for this score, or texts that are no finite (K, d) array.
+            UsageError: too few classes for this score, texts that are no finite (K, d) array, or no ID images where
+                they are needed.
         """
         text = check_vectors(context.text, "class texts")
         if len(text) < self.info.min_classes:
             raise UsageError(
                 f"the detector {self.info.name!r} needs at least {self.info.min_classes} classes, got {len(text)}: "
                 f"{list(context.names)}; {self.info.hint}"
+            )
+        if "id_vectors" in self.info.needs and context.id_vectors is None:
+            raise UsageError(
+                f"the detector {self.info.name!r} learns from images of the known classes and was given none: "
+                f"guard.fit(folder), or `outclass fit FOLDER`; {self.info.hint}"
             )
         self.text = text
         return self

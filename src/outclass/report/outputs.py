@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from outclass import atomic
-from outclass.records import VERDICT_FIELDS, Verdict
+from outclass.records import FDR, VERDICT_FIELDS, Verdict
 
 Format = Literal["csv", "jsonl"]
 
@@ -27,22 +27,24 @@ class VerdictFile:
     Args:
         folder: where ``verdicts.csv`` or ``verdicts.jsonl`` goes.
         format: which of them.
+        fdr: with the column ``fdr_rejected``.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], format: Format = "csv") -> None:
+    def __init__(self, folder: str | os.PathLike[str], format: Format = "csv", fdr: bool = False) -> None:
         self.path = Path(folder) / f"verdicts.{format}"
         self._format = format
+        self._columns = (*VERDICT_FIELDS, FDR) if fdr else VERDICT_FIELDS
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._file = self._open.enter_context(atomic.write(self.path))
         if self._format == "csv":
-            self._file.write(_csv_line(VERDICT_FIELDS))
+            self._file.write(_csv_line(self._columns))
         return self
 
     def add(self, verdict: Verdict) -> None:
         """Write one row."""
-        row = verdict.to_dict()
+        row = {name: getattr(verdict, name) for name in self._columns}
         if self._format == "csv":
             self._file.write(_csv_line([_cell(value) for value in row.values()]))
         else:

@@ -1,0 +1,219 @@
+"""``outclass fit`` and ``outclass calibrate``: guards that learn from images that are known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outclass.cli import options
+from outclass.errors import UsageError
+from outclass.images.decode import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from outclass.guard import Guard
+    from outclass.learning import Learned
+
+THRESHOLD = "Threshold"
+
+Known = Annotated[
+    str, typer.Argument(help="Images of your classes (ID); sub-folders, where there are any, name the classes.")
+]
+GuardOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="The guard's file; default: the one that --guard names.", rich_help_panel="Output"
+    ),
+]
+GuardFile = Annotated[
+    Path | None,
+    typer.Option("--guard", "-g", help="A saved guard, instead of --classes.", rich_help_panel=options.MODEL),
+]
+FalseAlarmRate = Annotated[
+    float,
+    typer.Option(
+        "--false-alarm-rate", "-a", help="Share of ID images that may be called OOD.", rich_help_panel=THRESHOLD
+    ),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        help="The rate is to hold with this probability, not on average: a stricter threshold. Example: 0.95",
+        rich_help_panel=THRESHOLD,
+    ),
+]
+
+
+def fit(
+    known: Known,
+    classes: options.Classes = None,
+    guard_file: GuardFile = None,
+    out: GuardOut = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            "--detector", "-d", help="mahalanobis (default), knn, one_class_svm.", rich_help_panel=options.MODEL
+        ),
+    ] = None,
+    hold_out: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.99, help="Share of the images that is calibrated on instead.", rich_help_panel=THRESHOLD
+        ),
+    ] = 0.3,
+    false_alarm_rate: FalseAlarmRate = 0.05,
+    confidence: Confidence = None,
+    encoder: options.EncoderName = "lite",
+    templates: options.Templates = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch_size: options.BatchSize = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    config: options.Config = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Let a detector learn from images of your classes, and calibrate it on some that it did not see.
+
+    [bold]Examples[/]
+
+      outclass fit my_pets -o pets.guard
+
+      outclass fit my_pets --detector knn --false-alarm-rate 0.01 -o pets.guard
+
+      outclass scan photos --guard pets.guard
+    """
+    guard = _guard(known, classes, guard_file, encoder, None, None, templates, device, threads, batch_size, max_pixels)
+    learned = guard.fit(
+        known,
+        detector,
+        hold_out=hold_out,
+        false_alarm_rate=false_alarm_rate,
+        confidence=confidence,
+        progress=sys.stderr.isatty() and not quiet,
+    )
+    _keep(guard, learned, out or guard_file, quiet)
+
+
+def calibrate(
+    known: Known,
+    classes: options.Classes = None,
+    guard_file: GuardFile = None,
+    out: GuardOut = None,
+    false_alarm_rate: FalseAlarmRate = 0.05,
+    confidence: Confidence = None,
+    by_class: Annotated[
+        bool,
+        typer.Option("--by-class", help="A threshold for each class with enough images.", rich_help_panel=THRESHOLD),
+    ] = False,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of none of your classes: the threshold then serves --goal.", rich_help_panel=THRESHOLD
+        ),
+    ] = None,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            help="With --ood: balanced_accuracy (default), accuracy, youden, id_kept, ood_caught (with --share), cost.",
+            rich_help_panel=THRESHOLD,
+        ),
+    ] = None,
+    share: Annotated[
+        float,
+        typer.Option(help="Of ID images kept or OOD images caught, for these goals.", rich_help_panel=THRESHOLD),
+    ] = 0.95,
+    cost_miss: Annotated[
+        float | None,
+        typer.Option(help="Cost of an OOD image called ID; sets the goal cost.", rich_help_panel=THRESHOLD),
+    ] = None,
+    cost_alarm: Annotated[
+        float | None,
+        typer.Option(help="Cost of an ID image called OOD; sets the goal cost.", rich_help_panel=THRESHOLD),
+    ] = None,
+    keep_vectors: Annotated[
+        bool,
+        typer.Option(
+            help="Keep the images' vectors in the guard: after a change of classes no image is needed again.",
+            rich_help_panel="Output",
+        ),
+    ] = True,
+    encoder: options.EncoderName = "lite",
+    detector: options.DetectorName = None,
+    negatives: options.NegativeWords = None,
+    templates: options.Templates = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch_size: options.BatchSize = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    config: options.Config = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Choose the threshold on images that you know, so that false alarms are as rare as you say.
+
+    From ID images alone: a new ID image is called OOD with probability at most --false-alarm-rate, on average over
+    draws of the calibration images, for images drawn in the same way. It takes 19 images for 0.05, 99 for 0.01.
+
+    [bold]Examples[/]
+
+      outclass calibrate my_pets --classes cat,dog,car -o pets.guard
+
+      outclass calibrate my_pets --guard pets.guard --false-alarm-rate 0.01 --confidence 0.95
+
+      outclass calibrate my_pets --ood others --cost-miss 10 --cost-alarm 1 -o pets.guard
+
+      outclass scan photos --guard pets.guard
+    """
+    guard = _guard(
+        known, classes, guard_file, encoder, detector, negatives, templates, device, threads, batch_size, max_pixels
+    )
+    if cost_miss is not None or cost_alarm is not None:
+        if goal not in (None, "cost"):
+            raise UsageError(f"--cost-miss and --cost-alarm are for the goal cost, not for {goal}; leave one out")
+        goal = "cost"
+    learned = guard.calibrate(
+        known,
+        false_alarm_rate,
+        confidence=confidence,
+        by_class=by_class,
+        ood=ood,
+        goal=goal,  # type: ignore[arg-type]  # checked where it is used
+        share=share,
+        cost_miss=1.0 if cost_miss is None else cost_miss,
+        cost_alarm=1.0 if cost_alarm is None else cost_alarm,
+        keep_vectors=keep_vectors,
+        progress=sys.stderr.isatty() and not quiet,
+    )
+    _keep(guard, learned, out or guard_file, quiet)
+
+
+def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: Any) -> Guard:
+    """The guard to teach; without --classes and --guard the sub-folders of its images name the classes."""
+    from outclass.cli.scan import make_guard
+
+    if classes is None and guard_file is None:
+        if not Path(known).is_dir() or not any(one.is_dir() for one in Path(known).iterdir()):
+            raise UsageError(
+                f"{known!r} has no sub-folders that name the classes; give --classes cat,dog,car or --guard FILE"
+            )
+        classes = str(Path(known).resolve())
+    encoder, detector, negatives, *machine = options_
+    return make_guard(classes, guard_file, encoder, detector, negatives, None, *machine)
+
+
+def _keep(guard: Guard, learned: Learned, out: Path | None, quiet: bool) -> None:
+    """Save the guard and say what became of it."""
+    from outclass.cli.show import say
+
+    if out is None:
+        raise UsageError("say where the guard goes: -o my.guard")
+    guard.save(out)
+    if quiet:
+        return
+    for note in learned.notes():
+        say(note, style="yellow")
+    say(learned.describe().replace(". ", ".\n"))
+    say(f"wrote {out}; use it: outclass scan PHOTOS --guard {out}")

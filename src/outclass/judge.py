@@ -1,0 +1,227 @@
+"""What a guard decides with: words, detector, threshold, calibration. Never changed, only replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass import stored
+from outclass.decide.calibrated import Calibrated, Wanted
+from outclass.decide.threshold import Threshold
+from outclass.detectors.base import Context, Detector, all_detectors, make_detector
+from outclass.encoders.base import EncoderInfo, Vectors
+from outclass.errors import MismatchError, OutclassError
+from outclass.known import Known
+from outclass.records import Features, Verdict
+from outclass.words.classes import ClassSet
+from outclass.words.negatives import Negatives
+from outclass.words.pool import PackedVectors
+
+Floats = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Calibration images, kept so that another class list needs no image again.
+
+    Attributes:
+        wanted: what was asked for.
+        vectors: (n, d) float32 unit rows of ID images.
+        ood_vectors: (m, d) of OOD images; None without.
+    """
+
+    wanted: Wanted
+    vectors: Vectors = field(repr=False)
+    ood_vectors: Vectors | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Vectors -> verdicts.
+
+    Attributes:
+        class_set: the known classes.
+        negatives: words outside them; None without.
+        detector: fitted, or waiting for images where it learns from them.
+        threshold: None = nothing is decided.
+        calibrated: p-values for this class list; None before calibration and after a change.
+        evidence: images of the last calibration; None where none are kept.
+        fitted: images that the detector learned from; None where it learns from words alone.
+    """
+
+    class_set: ClassSet
+    negatives: Negatives | None
+    detector: Detector
+    threshold: Threshold | None = None
+    calibrated: Calibrated | None = None
+    evidence: Evidence | None = None
+    fitted: PackedVectors | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the detector learns from images."""
+        return "id_vectors" in self.detector.info.needs
+
+    def nearest(self, vectors: Vectors) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """(n, d) images -> (n,) nearest class, (n,) cosine to it."""
+        cosines = vectors @ self.class_set.vectors.T
+        return cosines.argmax(axis=1), cosines.max(axis=1)
+
+    def verdicts(self, batch: Features) -> Iterator[Verdict]:
+        """One for every id, in order."""
+        vectors, names, threshold = batch.vectors, self.class_set.names, self.threshold
+        scores = self.detector.score(vectors, batch.patches)
+        nearest, cosines = self.nearest(vectors)
+        limits = threshold.values(nearest) if threshold else None
+        decisions = threshold.is_ood(scores, nearest) if threshold else None
+        p_values = self.calibrated.calibration.p_values(scores, nearest) if self.calibrated else None
+        others = self.negatives.nearest(vectors) if self.negatives else None
+        row = -1
+        for id_, error in zip(batch.ids, batch.errors, strict=True):
+            if error is not None:
+                yield Verdict(id_, error=error)
+                continue
+            row += 1
+            yield Verdict(
+                id=id_,
+                label=names[nearest[row]],
+                similarity=float(cosines[row]),
+                ood_score=float(scores[row]),
+                threshold=float(limits[row]) if limits is not None else None,
+                threshold_source=threshold.source if threshold else None,
+                is_ood=bool(decisions[row]) if decisions is not None else None,
+                p_value=float(p_values[row]) if p_values is not None else None,
+                nearest_negative=self.negatives.names[others[row]] if self.negatives and others is not None else None,
+            )
+
+    def with_words(self, class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo) -> Judge:
+        """The same judge for other words: its detector made anew, its threshold its own or the user's.
+
+        A calibration holds for one class list and goes; its images stay, for ``recalibrate``.
+        """
+        detector = self.detector
+        if not self.learns:
+            detector = detector.unfitted().fit(context(class_set, negatives, info))
+        threshold = self.threshold
+        if threshold is None or threshold.source != "user":
+            natural = detector.natural_threshold()
+            threshold = Threshold(natural, "natural") if natural is not None else None
+        return replace(
+            self, class_set=class_set, negatives=negatives, detector=detector, threshold=threshold, calibrated=None
+        )
+
+    def with_images(self, known: Known, labels: npt.NDArray[np.intp], info: EncoderInfo) -> Judge:
+        """A judge whose detector has learned from images; without a threshold until it is calibrated."""
+        about = replace(context(self.class_set, self.negatives, info), id_vectors=known.vectors, id_labels=labels)
+        detector = self.detector.unfitted().fit(about)
+        natural = detector.natural_threshold()
+        threshold = Threshold(natural, "natural") if natural is not None else None
+        fitted = PackedVectors.pack(known.vectors)
+        return replace(self, detector=detector, threshold=threshold, calibrated=None, evidence=None, fitted=fitted)
+
+    def calibrate(self, evidence: Evidence, scores: Floats | None = None, ood_scores: Floats | None = None) -> Judge:
+        """The same judge with a threshold and p-values from images, which it keeps.
+
+        Args:
+            evidence: the images and what is wanted.
+            scores: (n,) ``ood_score`` of its ID images where they are at hand; None = made from the vectors.
+            ood_scores: (m,) of its OOD images, likewise.
+
+        Raises:
+            UsageError: too few images for what is wanted.
+        """
+        if scores is None:
+            scores = self.detector.score(evidence.vectors)
+        if ood_scores is None and evidence.ood_vectors is not None:
+            ood_scores = self.detector.score(evidence.ood_vectors)
+        n_classes = len(self.class_set.names)
+        predicted, _ = self.nearest(evidence.vectors)
+        calibrated = Calibrated.make(evidence.wanted, scores, predicted, n_classes, ood_scores)
+        return replace(self, threshold=calibrated.threshold(n_classes), calibrated=calibrated, evidence=evidence)
+
+    def save(self, path: str | os.PathLike[str], info: EncoderInfo) -> None:
+        """Write it to one file, with the name and the fingerprint of its encoder.
+
+        Raises:
+            UsageError: the place cannot be written to.
+        """
+        calibrated, arrays = self.calibrated.state() if self.calibrated else (None, {})
+        about = {
+            "encoder": {"name": info.name, "fingerprint": info.fingerprint},
+            "classes": [one.to_dict() for one in self.class_set.classes],
+            "templates": list(self.class_set.templates),
+            "detector": {"name": self.detector.info.name, "params": self.detector.params},
+            "negatives": self.negatives.to_dict() if self.negatives else None,
+            "threshold": asdict(self.threshold) if self.threshold else None,
+            "calibrated": calibrated,
+            "wanted": asdict(self.evidence.wanted) if self.evidence else None,
+        }
+        all_arrays: Arrays = {"classes": self.class_set.vectors, **_under("calibrated", arrays)}
+        all_arrays |= self.negatives.to_arrays() if self.negatives else {}
+        if self.evidence:
+            all_arrays["evidence.id"] = self.evidence.vectors
+            if self.evidence.ood_vectors is not None:
+                all_arrays["evidence.ood"] = self.evidence.ood_vectors
+        if self.fitted:  # what is learned from words alone is made again from the words
+            all_arrays |= {"fitted.codes": self.fitted.codes, "fitted.scales": self.fitted.scales}
+            all_arrays |= _under("detector", self.detector.state())
+        stored.save(path, "guard", about, all_arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> tuple[str, str, Judge]:
+        """Name and fingerprint of the encoder, and the judge; a detector that learns from words is not fitted yet.
+
+        Raises:
+            MismatchError: not a guard, or a damaged one.
+        """
+        about, arrays = stored.load(path, "guard")
+        try:
+            name, fingerprint = about["encoder"]["name"], about["encoder"]["fingerprint"]
+            class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
+            detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
+            negatives, threshold, evidence, fitted = about["negatives"], about["threshold"], None, None
+            if about["wanted"]:
+                evidence = Evidence(Wanted(**about["wanted"]), arrays["evidence.id"], arrays.get("evidence.ood"))
+            if "fitted.codes" in arrays:
+                fitted = PackedVectors(arrays["fitted.codes"], arrays["fitted.scales"])
+                kind = all_detectors()[about["detector"]["name"]]
+                detector = kind.from_state(about["detector"]["params"], _below("detector", arrays))
+            if threshold:
+                threshold["by_class"] = threshold["by_class"] and tuple(threshold["by_class"])
+            judge = cls(
+                class_set,
+                Negatives.restore(**negatives, arrays=arrays) if negatives else None,
+                detector,
+                Threshold(**threshold) if threshold else None,
+                about["calibrated"] and Calibrated.restore(about["calibrated"], _below("calibrated", arrays)),
+                evidence,
+                fitted,
+            )
+        except (KeyError, TypeError) as error:
+            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
+        except OutclassError as error:
+            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {error}") from error
+        return name, fingerprint, judge
+
+
+def context(class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo) -> Context:
+    """What a detector is fitted with."""
+    about = Context(class_set.vectors, class_set.names, info.logit_scale, info.logit_bias)
+    if negatives is None:
+        return about
+    return replace(about, negatives=negatives.vectors, group_permutation=negatives.group_permutation())
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def _below(prefix: str, arrays: Arrays) -> Arrays:
+    start = prefix + "."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

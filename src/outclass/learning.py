@@ -1,0 +1,263 @@
+"""The part of a guard that learns from images: fits detectors, calibrates thresholds, gives up words that fit them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from outclass.decide.calibrated import Calibrated, Wanted
+from outclass.decide.calibration import images_needed
+from outclass.decide.supervised import Goal
+from outclass.defaults import LEARNING_DETECTOR, choose_detector, mining
+from outclass.detectors.base import Detector
+from outclass.encoders.base import Encoder
+from outclass.encoders.stream import encode_stream
+from outclass.errors import NotReadyError, UsageError
+from outclass.images.loader import Reader
+from outclass.images.sources import open_source
+from outclass.judge import Evidence, Judge
+from outclass.known import Known
+from outclass.progress import track
+from outclass.words.negatives import WORDNET, mine
+
+log = logging.getLogger("outclass")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a guard learned from and what it makes of it.
+
+    Attributes:
+        n_fitted: images that the detector was fitted on.
+        by_folder: whether sub-folders said which class an image shows; else its nearest class was taken.
+        known: the ID images with what could not be used; None where they were kept from before.
+        unknown: the OOD images, likewise; None without.
+        calibrated: threshold and p-values; None where too few images were left for them.
+        class_names: K names.
+    """
+
+    n_fitted: int
+    by_folder: bool
+    known: Known | None
+    unknown: Known | None
+    calibrated: Calibrated | None
+    class_names: tuple[str, ...] = field(repr=False)
+
+    def notes(self) -> list[str]:
+        """What was left out and why, a sentence each."""
+        said = self.known.notes() if self.known else []
+        return said + [f"OOD: {note}" for note in (self.unknown.notes() if self.unknown else [])]
+
+    def describe(self) -> str:
+        """In sentences for a person."""
+        said = []
+        if self.n_fitted:
+            by = "the sub-folder it lies in" if self.by_folder else "its nearest class, as no sub-folders name them"
+            said.append(f"Fitted on {self.n_fitted:,} ID images, each of the class by {by}.")
+        if self.calibrated:
+            said.append(self.calibrated.describe(self.class_names))
+        else:
+            said.append(
+                "Not calibrated, as too few images were left for it: call calibrate with other ID images, or set a "
+                "threshold; until then nothing decides is_ood."
+            )
+        return " ".join(said)
+
+
+class Learner:
+    """Base of Guard."""
+
+    encoder: Encoder
+    judge: Judge
+    threads: int | None
+    batch_size: int | None
+    _reader: Reader
+
+    def fit(
+        self,
+        images: Any,
+        detector: str | Detector | None = None,
+        *,
+        hold_out: float = 0.3,
+        false_alarm_rate: float = 0.05,
+        confidence: float | None = None,
+        progress: bool = False,
+    ) -> Learned:
+        """Let a detector learn from ID images, and calibrate it on some of them that it did not see.
+
+        Args:
+            images: ID images, whatever ``scan`` takes. Sub-folders named like the classes say which class an image
+                shows; else it is taken to show its nearest class.
+            detector: one that learns from images (``outclass detectors``); None = the guard's own where it does, else
+                ``mahalanobis``.
+            hold_out: share of the images that is calibrated on instead, [0, 1); where it holds too few images for
+                ``false_alarm_rate``, all are learned from and nothing is calibrated.
+            false_alarm_rate, confidence: as for ``calibrate``.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            What was learned from and what could not be used.
+
+        Raises:
+            UsageError: no image could be read, too few for this detector, or a detector that does not learn.
+            MissingExtraError: the detector needs scikit-learn.
+        """
+        judge = self.judge
+        if detector is not None or not judge.learns:
+            judge = replace(judge, detector=choose_detector(detector or LEARNING_DETECTOR, self.encoder.info, None))
+        if not judge.learns:
+            raise UsageError(
+                f"the detector {judge.detector.info.name!r} learns nothing from images; name one that does, such as "
+                f"{LEARNING_DETECTOR} or knn (`outclass detectors`), or calibrate this one: guard.calibrate(images)"
+            )
+        if judge.negatives and "negatives" not in judge.detector.info.needs:
+            judge = replace(judge, negatives=None)
+        known = self._known(images, progress)
+        learned_from, held_out = known.split(hold_out)
+        if len(held_out.ids) < images_needed(false_alarm_rate, confidence):
+            learned_from, held_out = known, known.take(np.empty(0, np.intp))
+        labels = learned_from.labels(judge.class_set.classes)
+        by_folder = labels is not None
+        judge = judge.with_images(
+            learned_from, judge.nearest(learned_from.vectors)[0] if labels is None else labels, self.encoder.info
+        )
+        if len(held_out.ids):
+            judge = judge.calibrate(Evidence(Wanted(false_alarm_rate, confidence), held_out.vectors))
+        return self._learned(judge, len(learned_from.ids), by_folder, known)
+
+    def calibrate(
+        self,
+        images: Any,
+        false_alarm_rate: float = 0.05,
+        *,
+        confidence: float | None = None,
+        by_class: bool = False,
+        ood: Any = None,
+        goal: Goal | None = None,
+        share: float = 0.95,
+        cost_miss: float = 1.0,
+        cost_alarm: float = 1.0,
+        keep_vectors: bool = True,
+        progress: bool = False,
+    ) -> Learned:
+        """Choose the threshold on images that are known.
+
+        From ID images alone, a new ID image is called OOD with probability at most ``false_alarm_rate``, on average
+        over draws of the calibration images, for images drawn in the same way (split conformal prediction). With
+        OOD images too, the threshold serves ``goal`` best on these images, and nothing is guaranteed.
+
+        Args:
+            images: ID images, whatever ``scan`` takes; those that the detector was fitted on are left out.
+            false_alarm_rate: share of ID images that may be called OOD, (0, 1).
+            confidence: the rate is to hold with this probability over calibration draws, (0, 1); None = on average.
+            by_class: a threshold for each predicted class that has enough images.
+            ood: OOD images, whatever ``scan`` takes; None = ID images alone decide.
+            goal: what the threshold is to serve with OOD images: ``balanced_accuracy`` (the default), ``accuracy``,
+                ``youden``, ``id_kept``, ``ood_caught`` or ``cost``; see ``choose_threshold``.
+            share: of ID images kept or OOD images caught, for ``id_kept`` and ``ood_caught``, (0, 1).
+            cost_miss, cost_alarm: of an OOD image called ID, of an ID image called OOD; for ``cost``.
+            keep_vectors: keep the images' vectors in the guard, so that ``recalibrate`` needs no image.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            What was calibrated on and what could not be used; ``describe()`` says what the threshold promises.
+
+        Raises:
+            UsageError: too few images for what is asked (the message says how many it takes), or none could be read.
+            NotReadyError: the detector has not learned yet, see ``fit``.
+        """
+        if goal is not None and ood is None:
+            raise UsageError(f"the goal {goal!r} weighs OOD images against ID images: give OOD images too (ood=)")
+        wanted = Wanted(
+            false_alarm_rate, confidence, by_class, goal or "balanced_accuracy", share, cost_miss, cost_alarm
+        )
+        known = self._known(images, progress, score=True)
+        other = None if ood is None else self._known(ood, progress, score=True)
+        evidence = Evidence(wanted, known.vectors, other.vectors if other else None)
+        judge = self.judge.calibrate(evidence, known.scores, other.scores if other else None)
+        if not keep_vectors or self._wants_patches:  # scores of patches cannot be made again from the vectors
+            judge = replace(judge, evidence=None)
+        return self._learned(judge, known=known, unknown=other)
+
+    def recalibrate(self) -> Learned:
+        """Calibrate again for the class list as it is now, on the images of the last calibration; none is read again.
+
+        Raises:
+            NotReadyError: the guard keeps no calibration images.
+        """
+        evidence = self.judge.evidence
+        if evidence is None:
+            raise NotReadyError(
+                "the guard keeps no calibration images, so it cannot recalibrate by itself; call "
+                "calibrate(images) with images of your classes"
+            )
+        return self._learned(self.judge.calibrate(evidence))
+
+    def _learned(
+        self,
+        judge: Judge,
+        fitted: int = 0,
+        by_folder: bool = False,
+        known: Known | None = None,
+        unknown: Known | None = None,
+    ) -> Learned:
+        """Take the judge that came of it, and say what there is to say."""
+        calibrated = judge.calibrated
+        if calibrated and (doubt := calibrated.doubts(judge.detector.score_range())):
+            log.warning(doubt)
+        self.judge = judge
+        return Learned(fitted, by_folder, known, unknown, calibrated, judge.class_set.names)
+
+    @property
+    def _wants_patches(self) -> bool:
+        return "patches" in self.judge.detector.info.needs
+
+    def _known(self, images: Any, progress: bool = False, score: bool = False) -> Known:
+        """Read images to learn from.
+
+        Raises:
+            UsageError: none could be read.
+        """
+        opened = open_source(images)
+        judge = self.judge
+        patches = score and self._wants_patches
+        batches = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, patches)
+        if progress:
+            batches = track(batches, opened.count(), "reading", lambda batch: len(batch.ids))
+        fitted = judge.fitted.unpack() if score and judge.fitted else None
+        scorer = (lambda batch: judge.detector.score(batch.vectors, batch.patches)) if score else None
+        known = Known.gather(batches, self.encoder.info.dim, scorer, fitted)
+        if not len(known.ids):
+            why = "; ".join(known.notes()) or "there is none"
+            raise UsageError(f"no image to learn from: {why}. Expected a folder or list of known images")
+        return known
+
+    def ground(self, images: Any) -> int:
+        """Give up the words that fit known images: with some ID images at hand, fewer of them are called OOD.
+
+        Nothing else is learned from the images, and none is kept. Another call starts anew from all words.
+
+        Args:
+            images: some ID images, whatever ``scan`` takes.
+
+        Returns:
+            How many words were given up.
+
+        Raises:
+            UsageError: this guard's negatives were not mined from the vocabulary, or no image could be read.
+        """
+        judge, negatives = self.judge, self.judge.negatives
+        if negatives is None or negatives.source != WORDNET:
+            raise UsageError(
+                "only negatives from the vocabulary can be grounded; make the guard with --negatives wordnet"
+            )
+        vectors = self._known(images).vectors
+        every = negatives
+        if every.grounded:
+            every = mine(judge.class_set, self.encoder, **mining(judge.detector.info.name, self.encoder.info))
+        words = every.near(vectors)
+        self.judge = judge.with_words(judge.class_set, every.give_up(words), self.encoder.info)
+        return len(words)
