@@ -23,9 +23,7 @@ Known = Annotated[
 ]
 GuardOut = Annotated[
     Path | None,
-    typer.Option(
-        "--out", "-o", help="The guard's file; default: the one that --guard names.", rich_help_panel="Output"
-    ),
+    typer.Option("--out", "-o", help="The guard's file; default: that of --guard.", rich_help_panel="Output"),
 ]
 GuardFile = Annotated[
     Path | None,
@@ -85,6 +83,7 @@ def fit(
 
       outclass scan photos --guard pets.guard
     """
+    target = _check_out(out or guard_file)
     guard = _guard(known, classes, guard_file, encoder, None, None, templates, device, threads, batch_size, max_pixels)
     learned = guard.fit(
         known,
@@ -94,7 +93,7 @@ def fit(
         confidence=confidence,
         progress=sys.stderr.isatty() and not quiet,
     )
-    _keep(guard, learned, out or guard_file, quiet)
+    _keep(guard, learned, target, quiet)
 
 
 def calibrate(
@@ -167,6 +166,7 @@ def calibrate(
 
       outclass scan photos --guard pets.guard
     """
+    target = _check_out(out or guard_file)
     guard = _guard(
         known, classes, guard_file, encoder, detector, negatives, templates, device, threads, batch_size, max_pixels
     )
@@ -187,7 +187,7 @@ def calibrate(
         keep_vectors=keep_vectors,
         progress=sys.stderr.isatty() and not quiet,
     )
-    _keep(guard, learned, out or guard_file, quiet)
+    _keep(guard, learned, target, quiet)
 
 
 def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: Any) -> Guard:
@@ -204,12 +204,21 @@ def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: 
     return make_guard(classes, guard_file, encoder, detector, negatives, None, *machine)
 
 
-def _keep(guard: Guard, learned: Learned, out: Path | None, quiet: bool) -> None:
+def _check_out(out: Path | None) -> Path:
+    """Where the guard goes; asked before the images are read.
+
+    Raises:
+        UsageError: nobody said.
+    """
+    if out is None:
+        raise UsageError("say where the guard goes: -o my.guard")
+    return out
+
+
+def _keep(guard: Guard, learned: Learned, out: Path, quiet: bool) -> None:
     """Save the guard and say what became of it."""
     from outclass.cli.show import say
 
-    if out is None:
-        raise UsageError("say where the guard goes: -o my.guard")
     guard.save(out)
     if quiet:
         return
