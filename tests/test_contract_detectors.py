@@ -12,7 +12,7 @@ from conftest import score, unit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outclass import Context, NotReadyError, UsageError, all_detectors, make_detector, stored
+from outclass import Context, MissingExtraError, NotReadyError, UsageError, all_detectors, make_detector, stored
 
 DIM, CLASSES = 24, 6
 NAMES = list(all_detectors())
@@ -20,23 +20,30 @@ STATELESS = [name for name in NAMES if all_detectors()[name].info.stateless]
 
 
 def context(classes=CLASSES, dim=DIM, seed=0):
-    """What a detector may be fitted with; a need that Context cannot carry yet is simply not there."""
+    """What a detector may be fitted with: all that any of them needs."""
     generator = np.random.default_rng(seed)
     text = unit(generator.standard_normal((classes, dim)) + 1.0)
     id_labels = np.arange(40) % classes
-    extras = {
-        "negatives": unit(generator.standard_normal((60, dim)) + 0.5),
-        "negative_names": tuple(f"thing {row}" for row in range(60)),
-        "id_vectors": unit(text[id_labels] + 0.1 * generator.standard_normal((40, dim))),
-        "id_labels": id_labels,
-    }
-    known = {key: value for key, value in extras.items() if key in Context.__dataclass_fields__}
-    return Context(text, tuple(f"class {row}" for row in range(classes)), **known)
+    return Context(
+        text,
+        tuple(f"class {row}" for row in range(classes)),
+        negatives=unit(generator.standard_normal((60, dim)) + 0.5),
+        id_vectors=unit(text[id_labels] + 0.1 * generator.standard_normal((40, dim))),
+        id_labels=id_labels,
+    )
+
+
+def fit(name, given):
+    """A detector with its defaults, fitted; a skip where the package that it learns with is not installed."""
+    try:
+        return make_detector(name).fit(given)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
 
 
 def fitted(name, **options):
-    """A detector with its defaults, fitted."""
-    return make_detector(name).fit(context(**options))
+    """A detector with its defaults, fitted with ``context``."""
+    return fit(name, context(**options))
 
 
 def rows(n, seed=1, dim=DIM):
@@ -162,7 +169,7 @@ def test_parameters_are_plain_json_that_makes_the_detector_again(name):
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(1, 12), dim=st.integers(2, 40))
 def test_the_score_range_holds_every_score(name, seed, classes, dim):
     kind = all_detectors()[name]
-    detector = make_detector(name).fit(context(max(classes, kind.info.min_classes), dim, seed))
+    detector = fitted(name, classes=max(classes, kind.info.min_classes), dim=dim, seed=seed)
     vectors = np.concatenate([rows(30, seed, dim), detector.state()["text"], -detector.state()["text"]])
     scores = score(detector, vectors)
     low, high = detector.score_range()
@@ -175,7 +182,7 @@ def test_the_score_range_holds_every_score(name, seed, classes, dim):
 def test_too_few_classes_are_refused_with_a_detector_that_works(name):
     info = all_detectors()[name].info
     if info.min_classes == 1:
-        make_detector(name).fit(context(1))
+        fitted(name, classes=1)
         return
     few = context(info.min_classes - 1)
     with pytest.raises(UsageError, match=str(info.min_classes)) as caught:
@@ -183,13 +190,25 @@ def test_too_few_classes_are_refused_with_a_detector_that_works(name):
     named = [other for other in NAMES if other != name and re.search(rf"\b{other}\b", str(caught.value))]
     assert named, f"the message names no other detector: {caught.value}"
     for other in named:
-        score(make_detector(other).fit(few), rows(3))
+        score(fit(other, few), rows(3))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_class_at_all_is_refused(name):
     with pytest.raises(UsageError):
         make_detector(name).fit(Context(np.empty((0, DIM), np.float32), ()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_needed_and_not_given_is_named_with_a_detector_that_works(name):
+    bare = Context(context().text, context().names)
+    if not all_detectors()[name].info.needs - {"patches"}:
+        fit(name, bare)
+        return
+    with pytest.raises(UsageError, match=r"images|words") as caught:
+        make_detector(name).fit(bare)
+    assert "max_logit" in str(caught.value)
+    fit("max_logit", bare)
 
 
 @pytest.mark.parametrize("name", NAMES)

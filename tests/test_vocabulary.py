@@ -21,7 +21,8 @@ from outclass.words.vocabulary import ADJECTIVE_EVERY, POOL_SIZE, POOL_WORD, TAB
 NOUN_FILES = """Tops act animal artifact attribute body cognition communication event feeling food group location motive
 object person phenomenon plant possession process quantity relation shape state substance time"""
 IMAGENET = [
-    line.split("; ") for line in (Path(__file__).parent / "imagenet_names.txt").read_text(encoding="utf-8").splitlines()
+    line.split("; ")
+    for line in (ROOT / "src/outclass/benchmark/imagenet_names.txt").read_text(encoding="utf-8").splitlines()
 ]
 # The classifier's list has "missile" and "sunglasses" twice.
 IMAGENET_NAMES = list(dict.fromkeys(names[0] for names in IMAGENET))

@@ -29,9 +29,11 @@ _HOME = {
     "Encoder": "outclass.encoders.base",
     "EncoderError": "outclass.errors",
     "EncoderInfo": "outclass.encoders.base",
+    "Evaluation": "outclass.benchmark",
     "Explanation": "outclass.explain",
     "Guard": "outclass.guard",
     "ImageError": "outclass.errors",
+    "Learned": "outclass.learning",
     "MismatchError": "outclass.errors",
     "MissingExtraError": "outclass.errors",
     "NotReadyError": "outclass.errors",
@@ -42,6 +44,8 @@ _HOME = {
     "Verdict": "outclass.records",
     "all_detectors": "outclass.detectors.base",
     "detect_ood": "outclass.article",
+    "evaluate": "outclass.benchmark",
+    "false_discovery": "outclass.scan",
     "load_encoder": "outclass.encoders.base",
     "make_detector": "outclass.detectors.base",
     "register": "outclass.detectors.base",
@@ -54,9 +58,11 @@ __all__ = [
     "Encoder",
     "EncoderError",
     "EncoderInfo",
+    "Evaluation",
     "Explanation",
     "Guard",
     "ImageError",
+    "Learned",
     "MismatchError",
     "MissingExtraError",
     "NotReadyError",
@@ -68,6 +74,8 @@ __all__ = [
     "__version__",
     "all_detectors",
     "detect_ood",
+    "evaluate",
+    "false_discovery",
     "load_encoder",
     "make_detector",
     "register",
@@ -75,6 +83,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from outclass.article import detect_ood
+    from outclass.benchmark import Evaluation, evaluate
     from outclass.detectors.base import (
         Context,
         Detector,
@@ -95,8 +104,9 @@ if TYPE_CHECKING:
     )
     from outclass.explain import Explanation
     from outclass.guard import Guard
+    from outclass.learning import Learned
     from outclass.records import Prediction, Verdict
-    from outclass.scan import Scan
+    from outclass.scan import Scan, false_discovery
 
 
 def __getattr__(name: str) -> Any:

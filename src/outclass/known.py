@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -91,9 +91,17 @@ class Known:
         count = round(share * len(order))
         return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
 
-    def labels(self, classes: Sequence[ClassName]) -> npt.NDArray[np.intp] | None:
-        """(n,) class of each image by the sub-folder it lies in; None where an image lies in no class's folder."""
+    def labels(
+        self, classes: Sequence[ClassName], folders: Mapping[str, str] | None = None
+    ) -> npt.NDArray[np.intp] | None:
+        """(n,) class of each image by the sub-folder it lies in; None where an image lies in no class's folder.
+
+        Args:
+            classes: K classes; a folder has the name of one, or a synonym of it.
+            folders: sub-folder -> class name, where they are called otherwise.
+        """
         rows = {_key(text): row for row, one in enumerate(classes) for text in (*one.synonyms, one.name)}
+        rows |= {_key(folder): rows[_key(name)] for folder, name in (folders or {}).items()}
         found = [rows.get(_key(id_.split("/")[0]), -1) if "/" in id_ else -1 for id_ in self.ids]
         return None if -1 in found or not found else np.array(found, np.intp)
 

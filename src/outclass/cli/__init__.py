@@ -11,6 +11,7 @@ import typer
 from outclass import __version__
 from outclass.cli.classify import classify
 from outclass.cli.demo import demo
+from outclass.cli.evaluate import evaluate
 from outclass.cli.explain import explain
 from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
@@ -54,6 +55,7 @@ def outclass(
     listen(logging.WARNING)
 
 
+app.command("eval")(evaluate)
 for command in (scan, classify, explain, demo, fit, calibrate, detectors, encoders, doctor):
     app.command()(command)
 

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import io
 import math
-import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 
-from outclass.images.decode import ImageLike, rgb
 from outclass.records import Verdict
 from outclass.report.best import Best
 from outclass.report.histogram import histogram
+from outclass.report.page import Find, data_uri, template, thumbnail
 
-THUMBNAIL_SIDE = 160  # pixels of the longer side
-THUMBNAIL_QUALITY = 75
 FAILURES_KEPT = 200
 CLASSES_NAMED = 6  # in the headline
 CLASSES_OPEN = 20  # rows of the class table before the rest is folded away
 CLASSES_KEPT = 1000
-NAME_SHOWN = 64  # characters; the middle of a longer name is left out
-NAME_KEPT = 1000  # in tooltips and alt texts
-
-JOINERS = "\u200c\u200d"  # part of ordinary Persian and Indic words and of many emoji
 
 
 class HtmlReport:
@@ -43,7 +30,7 @@ class HtmlReport:
         shown: at most this many rows are shown with their thumbnails.
     """
 
-    def __init__(self, find: Callable[[str], ImageLike | None] | None = None, shown: int = 120) -> None:
+    def __init__(self, find: Find | None = None, shown: int = 120) -> None:
         self._find = find
         self._shown = max(0, shown)
         self._seen = 0
@@ -91,7 +78,7 @@ class HtmlReport:
         """
         threshold = summary.get("threshold", self._threshold[0])
         total, classes = self._total, [str(name) for name in summary.get("classes") or ()]
-        return _page().render(
+        return template("report.html.j2").render(
             summary=summary,
             encoder=summary.get("encoder") or {},
             detector=summary.get("detector") or {},
@@ -136,18 +123,7 @@ class HtmlReport:
 
     def _picture(self, image_id: str) -> str | None:
         """A thumbnail as a data URI, or None where the image cannot be read again."""
-        try:
-            source = self._find(image_id) if self._find else None
-            if source is None:
-                return None
-            with rgb(source, min_short_side=THUMBNAIL_SIDE) as image:
-                image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-                image.info.clear()  # Pillow would write the comment and other metadata of the original
-                buffer = io.BytesIO()
-                image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-        except OSError:  # ImageError is one
-            return None
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return data_uri(thumbnail(self._find, image_id))
 
 
 @dataclass(slots=True)
@@ -193,51 +169,3 @@ def _headline(total: _Counts, failed: int, classes: Sequence[str]) -> str:
 
 def _score(verdict: Verdict) -> float:
     return -math.inf if verdict.ood_score is None else verdict.ood_score
-
-
-@functools.cache
-def _page() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Everything the template prints passes here; what has __html__ was made by the template itself.
-        finalize=lambda value: _visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
-    )
-    environment.filters |= {"short": _short, "kept": _kept, "number": _number, "duration": _duration}
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text("utf-8"))
-
-
-def _visible(text: str) -> str:
-    """Line breaks, undecodable bytes and marks that turn the reading order become visible escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in JOINERS
-        else char
-        for char in text
-    )
-
-
-def _short(name: str) -> str:
-    """A long name without its middle: the folder and the file's ending are what people look for."""
-    half = NAME_SHOWN // 2
-    return name if len(name) <= NAME_SHOWN else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def _kept(text: str) -> str:
-    return text if len(text) <= NAME_KEPT else f"{text[:NAME_KEPT]}…"
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    """Significant digits with a plain minus, which can be copied into a command."""
-    return "none" if value is None else f"{value:.{digits}g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,127 @@
+"""Image sets of an evaluation, encoded once for all detectors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from outclass.detectors.base import Detector
+from outclass.encoders.base import Encoder, Vectors
+from outclass.encoders.stream import encode_stream
+from outclass.errors import UsageError
+from outclass.images.loader import Reader
+from outclass.images.sources import Source, open_source
+from outclass.progress import track
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Encoded images under a name.
+
+    Attributes:
+        name: what tables call it.
+        root: what ids are relative to.
+        ids: n ids of the images that could be read.
+        vectors: (n, d) float32 unit rows.
+        failed: (id, error) of the others.
+        scores: detector -> (n,) ``ood_score``, of those that look at local vectors, which are not kept.
+    """
+
+    name: str
+    root: str
+    ids: tuple[str, ...]
+    vectors: Vectors = field(repr=False)
+    failed: tuple[tuple[str, str], ...] = ()
+    scores: Mapping[str, Floats] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        source: Source,
+        encoder: Encoder,
+        reader: Reader,
+        local: Mapping[str, Detector],
+        batch_size: int | None,
+        threads: int | None,
+        progress: bool,
+    ) -> ImageSet:
+        """Encode a set.
+
+        Args:
+            name: what tables call it.
+            source: its images.
+            encoder: makes the vectors.
+            reader: reads for this encoder.
+            local: fitted detectors that look at local vectors; they score while these are at hand.
+            batch_size: images a call of the encoder; None = what suits it.
+            threads: CPU threads; None = all.
+            progress: show a bar on stderr.
+
+        Raises:
+            UsageError: no image could be read.
+        """
+        batches = encode_stream(source, encoder, reader, batch_size, threads, patches=bool(local))
+        if progress:
+            batches = track(batches, source.count(), f"reading {name}", lambda batch: len(batch.ids))
+        ids: list[str] = []
+        failed: list[tuple[str, str]] = []
+        vectors: list[Vectors] = []
+        scores: dict[str, list[Floats]] = {detector: [] for detector in local}
+        for batch in batches:
+            ids += [id_ for id_, error in zip(batch.ids, batch.errors, strict=True) if error is None]
+            failed += [(id_, error) for id_, error in zip(batch.ids, batch.errors, strict=True) if error is not None]
+            vectors.append(batch.vectors)
+            for detector, parts in scores.items():
+                parts.append(local[detector].score(batch.vectors, batch.patches))
+        if not ids:
+            reason = f"; the first says {failed[0][1]}" if failed else ""
+            raise UsageError(f"no image of {name!r} could be read{reason}; expected a folder of images")
+        together = {detector: np.concatenate(parts) for detector, parts in scores.items()}
+        return cls(name, source.root, tuple(ids), np.concatenate(vectors), tuple(failed), together)
+
+
+def open_sets(ood: Any) -> Iterator[tuple[str, Source]]:
+    """(name, source) of the OOD sets, each with a name of its own.
+
+    Args:
+        ood: a mapping of names to whatever ``scan`` takes; or folders, named by as much of the end of their paths as
+            tells them apart.
+
+    Raises:
+        UsageError: none, or the same twice.
+    """
+    if isinstance(ood, Mapping):
+        sources: list[Any] = list(ood.values())
+        names = list(map(str, ood))
+    else:
+        sources = [ood] if isinstance(ood, (str, os.PathLike)) else list(ood)
+        names = short_names([os.fspath(one) for one in sources])
+    if not sources:
+        raise UsageError("no OOD images given; expected at least one folder, --ood FOLDER")
+    for name, source in zip(names, sources, strict=True):
+        yield name, open_source(source)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart.
+
+    Raises:
+        UsageError: two are the same.
+    """
+    parts = [PurePath(os.path.abspath(path)).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"an image set is given twice: {', '.join(paths)}")
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

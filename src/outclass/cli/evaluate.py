@@ -1,0 +1,184 @@
+"""``outclass eval``: how well detectors tell known from unknown images."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outclass import __version__, atomic
+from outclass.cli import options
+from outclass.cli.learn import FalseAlarmRate
+from outclass.errors import UsageError
+from outclass.images.decode import MAX_PIXELS
+from outclass.images.sources import printable
+
+if TYPE_CHECKING:
+    from outclass.benchmark import Evaluation
+
+DATA = "Images"
+OUT = "Output"
+
+
+def evaluate(
+    id: Annotated[
+        str | None,
+        typer.Option("--id", help="ID images; the sub-folders name the classes.", rich_help_panel=DATA),
+    ] = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option("--ood", help="OOD images; may be repeated, one set each.", rich_help_panel=DATA),
+    ] = None,
+    classes: options.Classes = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="ID images to fit on, for detectors that learn; default: cross-fitted on --id.", rich_help_panel=DATA
+        ),
+    ] = None,
+    seen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of an OOD set that the encoder may have seen in training: it is marked. May be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet: ImageNet-1k against --ood iNaturalist, SUN, Places and Textures, beside published figures.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    detectors: Annotated[
+        str,
+        typer.Option("--detectors", "-d", help="all, or a comma list of names.", rich_help_panel=options.MODEL),
+    ] = "all",
+    show: Annotated[
+        str | None,
+        typer.Option(help="The detector that the page shows in full; default: the encoder's.", rich_help_panel=OUT),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for eval.csv, eval.json, eval.md, eval.html and plots.", rich_help_panel=OUT
+        ),
+    ] = None,
+    thumbnails: Annotated[bool, typer.Option(help="Photographs in eval.html.", rich_help_panel=OUT)] = True,
+    false_alarm_rate: FalseAlarmRate = 0.05,
+    encoder: options.EncoderName = "lite",
+    negatives: options.NegativeWords = None,
+    templates: options.Templates = None,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch_size: options.BatchSize = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    config: options.Config = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure how well detectors tell your classes from other images: AUROC, FPR95 and more, each with its n.
+
+    Images are encoded once for all detectors. Those that learn from images are cross-fitted: no image is scored by a
+    detector that was fitted on it.
+
+    [bold]Examples[/]
+
+      outclass eval --id my_pets --ood others
+
+      outclass eval --id my_pets --ood birds --ood textures --detectors neglabel,max_logit,knn -o eval
+
+      outclass eval --protocol imagenet --id val --ood iNaturalist --ood SUN --ood Places --ood Textures -e ViT-B/16
+    """
+    from outclass.benchmark import evaluate as measure
+    from outclass.benchmark.protocols import PROTOCOLS, imagenet_classes, imagenet_folders
+    from outclass.benchmark.table import cells, legend, to_csv, to_markdown
+    from outclass.cli.show import say
+    from outclass.cli.tables import table
+    from outclass.words.prompts import DEFAULT_TEMPLATES
+
+    if id is None or not ood:
+        raise UsageError("give the images of your classes and others: --id my_pets --ood others")
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    known_protocol = None
+    sets: dict[str, str] | list[str] = ood
+    names: Any = classes
+    folders: dict[str, str] = {}
+    if protocol is not None:
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+        known_protocol = PROTOCOLS[protocol]
+        sets = known_protocol.sets(ood)
+        if classes is None:
+            names, folders = imagenet_classes(), imagenet_folders(id)
+    result = measure(
+        id,
+        sets,
+        detectors=detectors,
+        classes=names,
+        folders=folders,
+        fit=fit,
+        encoder=encoder,
+        negatives=negatives,
+        templates=templates or DEFAULT_TEMPLATES,
+        false_alarm_rate=false_alarm_rate,
+        notes=dict.fromkeys(seen or (), "the encoder may have seen these images, or others of the set, in training"),
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        progress=sys.stderr.isatty() and not quiet,
+    )
+    failed = sum(len(one.failed) for one in (result.known, *result.unknown))
+    if not quiet:
+        table(*cells(result.rows, result.notes))
+        for line in legend(result.rows, result.notes):
+            say(line)
+        if len(result.scores) > 1:
+            say(lead(result))
+        if known_protocol is not None:
+            table(*known_protocol.published_cells())
+            say(known_protocol.about)
+        for name, reason in result.left_out.items():
+            say(f"left out: {name}: {reason}", style="yellow")
+        if failed:
+            say(f"{failed} images could not be read and are left out", style="yellow")
+    if out is None:
+        return
+    from outclass.benchmark.page import build_page
+
+    default = result.default_detector
+    summary = {
+        "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
+        "started": started.isoformat(timespec="seconds"),
+        "outclass": __version__,
+        "seconds": round(time.perf_counter() - clock, 3),
+    }
+    page = build_page(result, show or default, summary, thumbnails)
+    files = {
+        "eval.csv": to_csv(result.rows),
+        "eval.md": to_markdown(result.rows, result.notes),
+        "eval.json": json.dumps({**summary, **result.to_dict()}, indent=2, ensure_ascii=False) + "\n",
+        "eval.html": page.render(),
+    }
+    for name, text in files.items():
+        with atomic.write(out / name) as file:
+            file.write(text)
+    pictures = page.save_plots(out / "plots")
+    if not quiet:
+        say(f"wrote {', '.join(str(out / name) for name in files)} and {len(pictures)} pictures in {out / 'plots'}")
+
+
+def lead(result: Evaluation) -> str:
+    """Whether the first detector is really ahead of the second."""
+    first, second = list(dict.fromkeys(row.detector for row in result.rows))[:2]
+    ahead = result.compare(first, second)
+    span = f"95 % interval {ahead.low:+.3f} to {ahead.high:+.3f}"
+    sure = "a difference" if ahead.low > 0 else "no difference that these images can show"
+    return f"{first} against {second}, all OOD images together: AUROC {ahead.difference:+.3f} ({span}): {sure}"

@@ -1,0 +1,83 @@
+"""What the HTML pages share: the template engine with its escaping, numbers and names as they are shown, thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from outclass.images.decode import ImageLike, rgb
+from outclass.report.axes import percent
+from outclass.report.canvas import DARK, LIGHT, visible
+
+Find = Callable[[str], ImageLike | None]
+
+THUMBNAIL_SIDE = 160  # pixels of the longer side
+THUMBNAIL_QUALITY = 75
+NAME_SHOWN = 64  # characters; the middle of a longer name is left out
+NAME_KEPT = 1000  # in tooltips and alt texts
+
+
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; everything it prints is escaped and made visible."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Everything the template prints passes here; what has __html__ was made by the template itself.
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+    )
+    environment.globals |= {"light": LIGHT, "dark": DARK}
+    environment.filters |= {"short": short, "kept": _kept, "number": number, "duration": _duration, "percent": percent}
+    return environment.get_template(name)
+
+
+def thumbnail(find: Find | None, image_id: str) -> bytes | None:
+    """A small JPEG without the original's metadata, or None where the image cannot be read again."""
+    try:
+        source = find(image_id) if find else None
+        if source is None:
+            return None
+        with rgb(source, min_short_side=THUMBNAIL_SIDE) as image:
+            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+            image.info.clear()  # Pillow would write the comment and other metadata of the original
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    except OSError:  # ImageError is one
+        return None
+    return buffer.getvalue()
+
+
+def data_uri(jpeg: bytes | None) -> str | None:
+    """A JPEG as the address of an image inside the page."""
+    return None if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def short(name: str, shown: int = NAME_SHOWN) -> str:
+    """A long name without its middle: the folder and the file's ending are what people look for."""
+    half = shown // 2
+    return name if len(name) <= shown else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Significant digits with a plain minus, which can be copied into a command."""
+    return "none" if value is None else f"{value:.{digits}g}"
+
+
+def _kept(text: str) -> str:
+    return text if len(text) <= NAME_KEPT else f"{text[:NAME_KEPT]}…"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
