@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from outclass.benchmark.evaluate import Evaluation, Scores
+from outclass.benchmark.measure import Evaluation, Scores
 from outclass.benchmark.sets import ImageSet
 from outclass.benchmark.table import FIGURES, MEAN
 from outclass.decide.calibration import Calibration, images_needed

@@ -3,24 +3,54 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import os
 import platform
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from outclass.detectors.base import DetectorInfo
 
 
-def detectors() -> None:
-    """List the detectors: name, what they need, where they were published."""
-    from outclass.detectors.base import all_detectors
+def detectors(
+    name: Annotated[str | None, typer.Argument(help="One of them, to read all about it.")] = None,
+) -> None:
+    """List the detectors: name, what they need, how they score; or all about one, with its paper and parameters.
 
-    rows = []
-    for name, kind in all_detectors().items():
-        info = kind.info
-        rows.append(
-            (name, info.title, ", ".join(sorted(info.needs)) or "class names", str(info.min_classes), info.formula)
-        )
-    table(("name", "title", "needs", "classes from", "formula (ood_score: higher = more OOD)"), rows)
+    [bold]Examples[/]
+
+      outclass detectors
+
+      outclass detectors neglabel
+    """
+    from outclass.cli.show import say
+    from outclass.detectors.base import all_detectors, make_detector
+
+    if name is not None:
+        detector = make_detector(name)
+        info, about = detector.info, inspect.getdoc(type(detector)) or ""
+        params = ", ".join(f"{key} = {value}" for key, value in detector.params.items())
+        rows = [
+            ("title", info.title),
+            ("what", about),
+            ("formula", f"{info.formula} (ood_score: higher = more OOD)"),
+            ("published", f"{info.paper}; {info.equation}"),
+            ("needs", _needs(info)),
+            ("parameters", params or "none"),
+        ]
+        table(("detector", info.name), rows)
+        return
+    infos = [kind.info for kind in all_detectors().values()]
+    table(
+        ("name", "title", "needs", "formula (ood_score: higher = more OOD)"),
+        [(info.name, info.title, _needs(info), info.formula) for info in infos],
+    )
+    say("paper, equation and parameters of one: outclass detectors NAME")
 
 
 def encoders() -> None:
@@ -60,6 +90,13 @@ def doctor() -> None:
     rows.append(("encoder lite", _check_lite(FOLDER)))
     rows.append(("hugging face cache", _hub_cache()))
     table(("what", "here"), rows)
+
+
+def _needs(info: DetectorInfo) -> str:
+    """What a detector must be given, in a user's words."""
+    words = {"negatives": "negatives", "patches": "local vectors", "id_vectors": "ID images"}
+    said = ["class names", *(word for need, word in words.items() if need in info.needs)]
+    return ", ".join(said) + (f" (at least {info.min_classes})" if info.min_classes > 1 else "")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
