@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from outclass import atomic
 from outclass.benchmark.sets import ImageSet, open_sets, short_names
-from outclass.benchmark.table import Row, with_means
+from outclass.benchmark.table import Row, cells, legend, to_csv, to_markdown, with_means
 from outclass.decide.bootstrap import Difference, bootstrap_interval, paired_bootstrap
 from outclass.decide.calibration import Calibration, check_share, images_needed
 from outclass.decide.metrics import auroc, detection_accuracy, id_accuracy, measure, oscr
@@ -26,6 +31,7 @@ from outclass.images.loader import Reader
 from outclass.images.sources import open_source
 from outclass.judge import Judge
 from outclass.known import Known
+from outclass.records import html_table, to_pandas
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import LANGUAGE, Negatives, choose
 from outclass.words.prompts import DEFAULT_TEMPLATES
@@ -100,6 +106,52 @@ class Evaluation:
         """The encoder's own where it ran, else the best."""
         own = str(self.about["encoder"]["default_detector"])
         return own if own in self.scores else self.best
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        show: str | None = None,
+        *,
+        thumbnails: bool = True,
+        summary: Mapping[str, Any] | None = None,
+    ) -> list[Path]:
+        """Write ``eval.csv``, ``eval.md``, ``eval.json``, the page ``eval.html``, and its pictures under ``plots``.
+
+        Args:
+            folder: made when missing.
+            show: the detector that the page shows in full; None = ``default_detector``.
+            thumbnails: photographs of the most confident mistakes.
+            summary: what ran, for the end of the page and for ``eval.json``: ``command``, ``started`` ...
+
+        Returns:
+            The paths.
+
+        Raises:
+            UsageError: the folder cannot be written to, or ``show`` did not run.
+        """
+        from outclass.benchmark.page import build_page
+
+        page = build_page(self, show or self.default_detector, summary or {}, thumbnails)
+        texts = {
+            "eval.csv": to_csv(self.rows),
+            "eval.md": to_markdown(self.rows, self.notes),
+            "eval.json": json.dumps({**(summary or {}), **self.to_dict()}, indent=2, ensure_ascii=False) + "\n",
+            "eval.html": page.render(),
+        }
+        paths = [Path(folder) / name for name in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            with atomic.write(path) as file:
+                file.write(text)
+        return paths + page.save_plots(Path(folder) / "plots")
+
+    def to_pandas(self) -> Any:
+        """The rows as a ``pandas.DataFrame``."""
+        return to_pandas(self.rows)
+
+    def _repr_html_(self) -> str:
+        head, lines = cells(self.rows, self.notes)
+        table = html_table([dict(zip(head, line, strict=True)) for line in lines])
+        return table + "".join(f"<p>{escape(line)}</p>" for line in legend(self.rows, self.notes))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""

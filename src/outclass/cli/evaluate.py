@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shlex
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outclass import __version__, atomic
+from outclass import __version__
 from outclass.cli import options
 from outclass.cli.learn import FalseAlarmRate
 from outclass.errors import UsageError
@@ -98,7 +97,7 @@ def evaluate(
     """
     from outclass.benchmark import evaluate as measure
     from outclass.benchmark.protocols import PROTOCOLS, imagenet_classes, imagenet_folders
-    from outclass.benchmark.table import cells, legend, to_csv, to_markdown
+    from outclass.benchmark.table import cells, legend
     from outclass.cli.show import say
     from outclass.cli.tables import table
     from outclass.words.prompts import DEFAULT_TEMPLATES
@@ -151,28 +150,16 @@ def evaluate(
             say(f"{failed} images could not be read and are left out", style="yellow")
     if out is None:
         return
-    from outclass.benchmark.page import build_page
-
-    default = result.default_detector
     summary = {
         "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
         "started": started.isoformat(timespec="seconds"),
         "outclass": __version__,
         "seconds": round(time.perf_counter() - clock, 3),
     }
-    page = build_page(result, show or default, summary, thumbnails)
-    files = {
-        "eval.csv": to_csv(result.rows),
-        "eval.md": to_markdown(result.rows, result.notes),
-        "eval.json": json.dumps({**summary, **result.to_dict()}, indent=2, ensure_ascii=False) + "\n",
-        "eval.html": page.render(),
-    }
-    for name, text in files.items():
-        with atomic.write(out / name) as file:
-            file.write(text)
-    pictures = page.save_plots(out / "plots")
+    paths = result.save(out, show, thumbnails=thumbnails, summary=summary)
     if not quiet:
-        say(f"wrote {', '.join(str(out / name) for name in files)} and {len(pictures)} pictures in {out / 'plots'}")
+        files = [str(path) for path in paths if path.parent == out]
+        say(f"wrote {', '.join(files)} and {len(paths) - len(files)} pictures in {out / 'plots'}")
 
 
 def lead(result: Evaluation) -> str:

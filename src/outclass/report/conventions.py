@@ -80,4 +80,21 @@ CONVENTIONS = {
         "to [0, 1]; one far-away score moves it.",
         False,
     ),
+    "false_alarms_at_rate": Convention(
+        "False alarms, calibrated",
+        "share of ID images above a threshold that was calibrated on other ID images; it is to be the rate asked for.",
+        None,
+    ),
+    "detection_at_rate": Convention(
+        "OOD found, calibrated",
+        "share of OOD images above that threshold, calibrated on ID images alone: what a user gets.",
+    ),
+    "detection_accuracy_at_rate": Convention(
+        "Detection accuracy, calibrated", "mean of the shares of ID kept and of OOD found there. 0.5 = guessing."
+    ),
+    "detection_accuracy_natural": Convention(
+        "Detection accuracy, natural threshold",
+        "mean of the shares of ID kept and of OOD found at the detector's natural threshold, which nothing was fitted "
+        "for. 0.5 = guessing.",
+    ),
 }

@@ -59,7 +59,7 @@ class EvaluationPage:
         results: every detector on every OOD set; a detector may lack a set.
         detector: the one that is shown in full.
         notes: OOD set -> what a reader must know of it, such as that the encoder may have seen its images; the set is
-            marked with * wherever it is named.
+            marked with * in tables and pictures.
         class_alarms: of ``detector``; None = not shown.
         calibration: of ``detector``; None = not shown.
         mistakes: of ``detector`` at its threshold, any number and order.

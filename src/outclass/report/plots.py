@@ -211,7 +211,7 @@ def false_alarms_per_class(
     for i, text in enumerate(texts):
         frame.x_tick(i * step / top, text, grid=True)
     at, _ = frame.place(overall / top, 0)
-    drawn: list[list[float]] = [[frame.top - 4]]  # the line of all classes, left out where it would cross a number
+    starts, stops = [frame.top - 4], []  # of the line of all classes, which leaves out the numbers in its way
     for i, ((name, rate, _), value) in enumerate(zip(rows, values, strict=True)):
         y, (end, _) = frame.top + 4 + BAR * (i + 0.5), frame.place(rate / top, 0)
         canvas.text(frame.left - 8, y, fitting(name, beside * NARROWER, LABEL), "ink", LABEL, "end")
@@ -219,9 +219,9 @@ def false_alarms_per_class(
             canvas.box(frame.left, y - 8, end - frame.left, 16, "plain")
         canvas.text(end + 6, y, value, "soft", TICK)
         if end + 3 < at < end + 9 + font(value, TICK).getlength(value) / NARROWER:
-            drawn[-1].append(y - 8)
-            drawn.append([y + 8])
-    for start, stop in zip([one[0] for one in drawn], [*(one[1] for one in drawn[:-1]), frame.bottom], strict=True):
+            stops.append(y - 8)
+            starts.append(y + 8)
+    for start, stop in zip(starts, [*stops, frame.bottom], strict=True):
         canvas.line([(at, start), (at, stop)], "ink", 1.5, (5, 3))
     canvas.line([(frame.left, frame.top), (frame.left, frame.bottom)], "soft")
     return canvas
