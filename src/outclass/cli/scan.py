@@ -202,7 +202,8 @@ def run(
         say(summary_line(scanned, seconds, guard))
         if fdr is not None and guard.calibrated:
             say(f"fdr_rejected: {rejected} images; on average at most {100 * fdr:.3g} % of such images are ID")
-            if note := rejection_limit(len(guard.calibrated.calibration.scores), scanned.n - scanned.n_failed, fdr):
+            n, read = len(guard.calibrated.calibration.scores), scanned.n - scanned.n_failed
+            if not rejected and (note := rejection_limit(n, read, fdr)):
                 say(note, style="yellow")
         if out is not None:
             say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
@@ -224,6 +225,10 @@ def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.date
         "negatives": guard.negatives and guard.negatives.about(),
         "threshold": threshold.value if threshold else None,
         "threshold_source": threshold.source if threshold else None,
+        "threshold_by_class": (
+            dict(zip(guard.classes, threshold.by_class, strict=True)) if threshold and threshold.by_class else None
+        ),
+        "calibration": guard.calibrated.about(guard.classes) if guard.calibrated else None,
         "images": scanned.n,
         "id": scanned.n_id,
         "ood": scanned.n_ood,

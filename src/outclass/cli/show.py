@@ -81,7 +81,8 @@ def summary_line(scan: Scan, seconds: float, guard: Guard) -> str:
     parts = [f"{scan.n} image{'' if scan.n == 1 else 's'}"]
     if guard.threshold:
         parts.append(f"{scan.n_id} ID, {scan.n_ood} OOD")
-        parts.append(f"ood_score > {guard.threshold.value:.4g} is OOD ({guard.threshold.source} threshold)")
+        limit = "the threshold of its class" if guard.threshold.by_class else f"{guard.threshold.value:.4g}"
+        parts.append(f"ood_score > {limit} is OOD ({guard.threshold.source} threshold)")
     if scan.n_failed:
         parts.append(f"{scan.n_failed} could not be read")
     if scan.ignored:

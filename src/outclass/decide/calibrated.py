@@ -104,6 +104,17 @@ class Calibrated:
         """What the threshold promises and what it does not, in sentences for a person."""
         return self.operating.describe() if self.operating else self.calibration.describe(class_names)
 
+    def about(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """What a report says of it, as plain JSON; ``interval`` holds the actual false-alarm rate with 95 %."""
+        one, chosen = self.calibration, self.operating
+        said: dict[str, Any] = {"images": len(one.scores), "by_class": one.groups is not None}
+        if chosen is None:
+            said |= {"false_alarm_rate": one.false_alarm_rate, "confidence": one.confidence}
+            said["interval"] = list(one.interval())
+        else:
+            said |= {"ood_images": chosen.n_ood, "goal": chosen.goal, "interval": list(chosen.false_alarm_interval)}
+        return said | {"text": self.describe(class_names)}
+
     def doubts(self, score_range: tuple[float, float]) -> str | None:
         """What is wrong with the threshold: nothing can lie above it, or no ID image divides there."""
         value = self.operating.threshold if self.operating else self.calibration.threshold

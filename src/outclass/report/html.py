@@ -89,6 +89,7 @@ class HtmlReport:
             failed=self._unread,
             failures=self._failures,
             threshold=threshold,
+            by_class=summary.get("threshold_by_class"),
             threshold_source=summary.get("threshold_source", self._threshold[1]),
             chart=histogram(np.array(self._scores, np.float32), np.array(self._is_ood, np.bool_), threshold),
             rows=self._class_rows(classes),
