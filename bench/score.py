@@ -14,6 +14,10 @@ run and in turn with the detector because machines are noisy, is the floor:
 
 from __future__ import annotations
 
+# First, as in the command line: loaded before numpy, outclass keeps BLAS from spinning on the cores that score.
+from outclass import Context, make_detector
+
+# isort: split
 import argparse
 import contextlib
 import json
@@ -25,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from outclass import Context, make_detector
 from outclass.detectors.base import Detector, Floats, all_detectors
 from outclass.detectors.logits import BLOCK
 

@@ -24,7 +24,7 @@ from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import Item, open_source, printable
 from outclass.judge import Judge, context
-from outclass.learning import Learner
+from outclass.learning import DROPPED, Learner
 from outclass.records import Features, Prediction, Rows, Verdict
 from outclass.scan import Scan
 from outclass.words.classes import ClassSet
@@ -247,6 +247,7 @@ class Guard(Learner):
     def _judge(self, batch: Features) -> Iterator[Verdict]:
         """Verdicts of a batch, one for every id, in order."""
         judge = self.judge
+        judge.check_ready()
         if len(batch.vectors) and not self._warned:
             self._warned = True
             self._warn()
@@ -293,6 +294,13 @@ class Guard(Learner):
             check_reachable(
                 fresh.threshold.value, fresh.detector.score_range(), fresh.detector.info.name, len(class_set.names)
             )
+        if self.judge.calibrated:
+            log.warning(DROPPED)
+        if fresh.fitted:
+            log.warning(
+                "the detector %r learned from images of the old classes: of a new class it knows no image, and those "
+                "of a removed one still count as known; fit it again", fresh.detector.info.name,
+            )  # fmt: skip
         self.judge = fresh
 
     def set_threshold(self, value: float) -> None:

@@ -15,7 +15,7 @@ from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.threshold import Threshold
 from outclass.detectors.base import Context, Detector, all_detectors, make_detector
 from outclass.encoders.base import EncoderInfo, Vectors
-from outclass.errors import MismatchError, OutclassError
+from outclass.errors import MismatchError, NotReadyError
 from outclass.known import Known
 from outclass.records import Features, Verdict
 from outclass.words.classes import ClassSet
@@ -33,12 +33,31 @@ class Evidence:
     Attributes:
         wanted: what was asked for.
         vectors: (n, d) float32 unit rows of ID images.
+        labels: (n,) class of each: of the sub-folder it lay in, else its nearest at that time.
+        names: what the labels count.
         ood_vectors: (m, d) of OOD images; None without.
     """
 
     wanted: Wanted
     vectors: Vectors = field(repr=False)
+    labels: npt.NDArray[np.intp] = field(repr=False)
+    names: tuple[str, ...]
     ood_vectors: Vectors | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, wanted: Wanted, known: Known, judge: Judge, unknown: Known | None = None) -> Evidence:
+        """Images as they were read."""
+        return cls(wanted, known.vectors, judge.labels(known)[0], judge.names, unknown.vectors if unknown else None)
+
+    @property
+    def shown(self) -> set[str]:
+        """Classes that some image shows."""
+        return {self.names[row] for row in np.unique(self.labels)}
+
+    def without(self, names: set[str]) -> Evidence:
+        """The same without the images of some classes, which are ID no longer."""
+        kept = np.array([self.names[row] not in names for row in self.labels], bool)
+        return replace(self, vectors=self.vectors[kept], labels=self.labels[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +83,31 @@ class Judge:
     fitted: PackedVectors | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the known classes."""
+        return self.class_set.names
+
+    @property
     def learns(self) -> bool:
         """Whether the detector learns from images."""
         return "id_vectors" in self.detector.info.needs
+
+    def check_ready(self) -> None:
+        """Refuse to judge with a detector that has not learned yet.
+
+        Raises:
+            NotReadyError: it has not; the message says how.
+        """
+        if self.learns and self.fitted is None:
+            raise NotReadyError(
+                f"the detector {self.detector.info.name!r} learns from images of your classes and has seen none: "
+                "guard.fit(folder) first, or on the command line outclass fit FOLDER -o my.guard"
+            )
+
+    def labels(self, known: Known) -> tuple[npt.NDArray[np.intp], bool]:
+        """(n,) class of each image by the sub-folder it lies in, else its nearest; and whether folders said all."""
+        labels = known.labels(self.class_set.classes)
+        return np.where(labels < 0, self.nearest(known.vectors)[0], labels), bool((labels >= 0).all())
 
     def nearest(self, vectors: Vectors) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
         """(n, d) images -> (n,) nearest class, (n,) cosine to it."""
@@ -75,7 +116,8 @@ class Judge:
 
     def verdicts(self, batch: Features) -> Iterator[Verdict]:
         """One for every id, in order."""
-        vectors, names, threshold = batch.vectors, self.class_set.names, self.threshold
+        self.check_ready()
+        vectors, names, threshold = batch.vectors, self.names, self.threshold
         scores = self.detector.score(vectors, batch.patches)
         nearest, cosines = self.nearest(vectors)
         limits = threshold.values(nearest) if threshold else None
@@ -112,8 +154,15 @@ class Judge:
         if threshold is None or threshold.source != "user":
             natural = detector.natural_threshold()
             threshold = Threshold(natural, "natural") if natural is not None else None
+        evidence, removed = self.evidence, set(self.names) - set(class_set.names)
         return replace(
-            self, class_set=class_set, negatives=negatives, detector=detector, threshold=threshold, calibrated=None
+            self,
+            class_set=class_set,
+            negatives=negatives,
+            detector=detector,
+            threshold=threshold,
+            calibrated=None,
+            evidence=evidence.without(removed) if evidence and removed else evidence,
         )
 
     def with_images(self, known: Known, labels: npt.NDArray[np.intp], info: EncoderInfo) -> Judge:
@@ -140,7 +189,7 @@ class Judge:
             scores = self.detector.score(evidence.vectors)
         if ood_scores is None and evidence.ood_vectors is not None:
             ood_scores = self.detector.score(evidence.ood_vectors)
-        n_classes = len(self.class_set.names)
+        n_classes = len(self.names)
         predicted, _ = self.nearest(evidence.vectors)
         calibrated = Calibrated.make(evidence.wanted, scores, predicted, n_classes, ood_scores)
         return replace(self, threshold=calibrated.threshold(n_classes), calibrated=calibrated, evidence=evidence)
@@ -160,12 +209,15 @@ class Judge:
             "negatives": self.negatives.to_dict() if self.negatives else None,
             "threshold": asdict(self.threshold) if self.threshold else None,
             "calibrated": calibrated,
-            "wanted": asdict(self.evidence.wanted) if self.evidence else None,
+            "evidence": (
+                {"wanted": asdict(self.evidence.wanted), "names": list(self.evidence.names)} if self.evidence else None
+            ),
         }
         all_arrays: Arrays = {"classes": self.class_set.vectors, **_under("calibrated", arrays)}
         all_arrays |= self.negatives.to_arrays() if self.negatives else {}
         if self.evidence:
             all_arrays["evidence.id"] = self.evidence.vectors
+            all_arrays["evidence.labels"] = self.evidence.labels
             if self.evidence.ood_vectors is not None:
                 all_arrays["evidence.ood"] = self.evidence.ood_vectors
         if self.fitted:  # what is learned from words alone is made again from the words
@@ -186,8 +238,14 @@ class Judge:
             class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
             detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
             negatives, threshold, evidence, fitted = about["negatives"], about["threshold"], None, None
-            if about["wanted"]:
-                evidence = Evidence(Wanted(**about["wanted"]), arrays["evidence.id"], arrays.get("evidence.ood"))
+            if kept := about["evidence"]:
+                evidence = Evidence(
+                    Wanted(**kept["wanted"]),
+                    arrays["evidence.id"],
+                    arrays["evidence.labels"],
+                    tuple(kept["names"]),
+                    arrays.get("evidence.ood"),
+                )
             if "fitted.codes" in arrays:
                 fitted = PackedVectors(arrays["fitted.codes"], arrays["fitted.scales"])
                 kind = all_detectors()[about["detector"]["name"]]
@@ -203,11 +261,26 @@ class Judge:
                 evidence,
                 fitted,
             )
-        except (KeyError, TypeError) as error:
+            judge._check_whole()
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {type(error).__name__} {error}") from error
-        except OutclassError as error:
-            raise MismatchError(f"{os.fspath(path)!r} is a damaged guard: {error}") from error
         return name, fingerprint, judge
+
+    def _check_whole(self) -> None:
+        """Raise whatever comes first where the parts do not fit together: a damaged file must not fail in a scan."""
+        texts, k = self.class_set.vectors, len(self.names)
+        if self.threshold:
+            float(self.threshold.value)
+            if self.threshold.by_class is not None and len(self.threshold.by_class) != k:
+                raise ValueError("thresholds by class and classes differ in number")
+        if self.fitted:
+            self.detector.score(texts[:1])
+            self.fitted.rows(np.zeros(1, np.int64)).unpack() @ texts[0]
+            if len(self.fitted.codes) != len(self.fitted.scales):
+                raise ValueError("codes and scales of the fitted images differ in number")
+        if self.evidence:
+            self.evidence.vectors @ texts[0]
+            self.evidence.without(set())
 
 
 def context(class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo) -> Context:

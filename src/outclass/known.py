@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,8 @@ from outclass.words.classes import ClassName
 Floats = npt.NDArray[np.float32]
 
 # Cosine from which two images count as one. Of distinct dev photographs none is above 0.98 of another (`lite`); the
-# same photograph a little brighter or cropped is above 0.99 in most cases.
+# same photograph a little brighter or cropped mostly is above 0.99, and so is 98 % of JPEG quality 75; half its size or
+# quality 50 counts as another image.
 SAME = 0.99
 ROWS = 1024  # compared with all others at a time
 NAMED = 5  # in messages
@@ -91,10 +93,8 @@ class Known:
         count = round(share * len(order))
         return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
 
-    def labels(
-        self, classes: Sequence[ClassName], folders: Mapping[str, str] | None = None
-    ) -> npt.NDArray[np.intp] | None:
-        """(n,) class of each image by the sub-folder it lies in; None where an image lies in no class's folder.
+    def labels(self, classes: Sequence[ClassName], folders: Mapping[str, str] | None = None) -> npt.NDArray[np.intp]:
+        """(n,) class of each image by the sub-folder it lies in; -1 for an image that lies in no class's folder.
 
         Args:
             classes: K classes; a folder has the name of one, or a synonym of it.
@@ -102,21 +102,25 @@ class Known:
         """
         rows = {_key(text): row for row, one in enumerate(classes) for text in (*one.synonyms, one.name)}
         rows |= {_key(folder): rows[_key(name)] for folder, name in (folders or {}).items()}
-        found = [rows.get(_key(id_.split("/")[0]), -1) if "/" in id_ else -1 for id_ in self.ids]
-        return None if -1 in found or not found else np.array(found, np.intp)
+        return np.array([rows.get(_key(_folder(id_)), -1) for id_ in self.ids], np.intp)
+
+    def strangers(self, classes: Sequence[ClassName]) -> dict[str, int]:
+        """Sub-folders that are no class, and how many images lie in each; empty where none at all is a class."""
+        labels = self.labels(classes)
+        if (labels < 0).all():
+            return {}
+        return dict(Counter(_folder(self.ids[row]) or "no sub-folder" for row in np.flatnonzero(labels < 0)))
 
     def notes(self) -> list[str]:
         """What was left out and why, a sentence each."""
         said = []
         if self.failed:
-            said.append(
-                f"{_count(self.failed)} could not be read: {_named([f'{i} ({why})' for i, why in self.failed])}"
-            )
+            said.append(f"{_count(self.failed)} could not be read: {named([f'{i} ({why})' for i, why in self.failed])}")
         if self.repeated:
             pairs = [f"{one} (like {first})" for one, first in self.repeated]
-            said.append(f"{_count(self.repeated)} nearly the same as another and counted once: {_named(pairs)}")
+            said.append(f"{_count(self.repeated)} nearly the same as another and counted once: {named(pairs)}")
         if self.fitted:
-            said.append(f"{_count(self.fitted)} left out, as the detector was fitted on them: {_named(self.fitted)}")
+            said.append(f"{_count(self.fitted)} left out, as the detector was fitted on them: {named(self.fitted)}")
         return said
 
 
@@ -140,6 +144,10 @@ def _first_alike(vectors: Vectors) -> npt.NDArray[np.intp]:
     return first
 
 
+def _folder(id_: str) -> str:
+    return id_.split("/")[0] if "/" in id_ else ""
+
+
 def _key(name: str) -> str:
     return name.replace("_", " ").casefold()
 
@@ -148,5 +156,6 @@ def _count(images: Sequence[object]) -> str:
     return f"{len(images):,} image{'s' if len(images) != 1 else ''}"
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """The first few of them."""
     return ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")

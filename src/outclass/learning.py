@@ -6,11 +6,10 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.calibration import images_needed
 from outclass.decide.supervised import Goal
+from outclass.decide.threshold import check_reachable
 from outclass.defaults import LEARNING_DETECTOR, choose_detector, mining
 from outclass.detectors.base import Detector
 from outclass.encoders.base import Encoder
@@ -19,11 +18,16 @@ from outclass.errors import NotReadyError, UsageError
 from outclass.images.loader import Reader
 from outclass.images.sources import open_source
 from outclass.judge import Evidence, Judge
-from outclass.known import Known
+from outclass.known import Known, named
 from outclass.progress import track
 from outclass.words.negatives import WORDNET, mine
 
 log = logging.getLogger("outclass")
+
+DROPPED = (
+    "the threshold was calibrated for other words and no longer holds: call recalibrate, which reads no image where "
+    "the guard keeps its calibration images"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Learned:
         unknown: the OOD images, likewise; None without.
         calibrated: threshold and p-values; None where too few images were left for them.
         class_names: K names.
+        n_held_out: images that ``fit`` held out to calibrate on.
+        n_needed: images that the false-alarm rate takes.
+        without: classes that no calibration image shows.
     """
 
     n_fitted: int
@@ -45,26 +52,35 @@ class Learned:
     unknown: Known | None
     calibrated: Calibrated | None
     class_names: tuple[str, ...] = field(repr=False)
+    n_held_out: int = 0
+    n_needed: int = 0
+    without: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """What was left out and why, a sentence each."""
         said = self.known.notes() if self.known else []
-        return said + [f"OOD: {note}" for note in (self.unknown.notes() if self.unknown else [])]
+        said += [f"OOD: {note}" for note in (self.unknown.notes() if self.unknown else [])]
+        if self.without:
+            said.append(
+                f"no calibration image is of {named(self.without)}: what the calibration promises does not speak of "
+                "such images"
+            )
+        return said
 
     def describe(self) -> str:
-        """In sentences for a person."""
+        """What was learned and what the threshold promises, a sentence a line."""
         said = []
         if self.n_fitted:
-            by = "the sub-folder it lies in" if self.by_folder else "its nearest class, as no sub-folders name them"
+            by = "the sub-folder it lies in" if self.by_folder else "its nearest class"
             said.append(f"Fitted on {self.n_fitted:,} ID images, each of the class by {by}.")
         if self.calibrated:
             said.append(self.calibrated.describe(self.class_names))
         else:
             said.append(
-                "Not calibrated, as too few images were left for it: call calibrate with other ID images, or set a "
-                "threshold; until then nothing decides is_ood."
+                f"Not calibrated: the images held out for it were {self.n_held_out}, and it takes {self.n_needed} for "
+                "this false-alarm rate, so all were fitted on. Call calibrate with other ID images, or set a threshold."
             )
-        return " ".join(said)
+        return "\n".join(said)
 
 
 class Learner:
@@ -105,9 +121,12 @@ class Learner:
             UsageError: no image could be read, too few for this detector, or a detector that does not learn.
             MissingExtraError: the detector needs scikit-learn.
         """
-        judge = self.judge
+        wanted = Wanted(false_alarm_rate, confidence)
+        judge, kept = self.judge, None
         if detector is not None or not judge.learns:
             judge = replace(judge, detector=choose_detector(detector or LEARNING_DETECTOR, self.encoder.info, None))
+        elif judge.threshold and judge.threshold.source == "user":
+            kept = judge.threshold  # of the same detector
         if not judge.learns:
             raise UsageError(
                 f"the detector {judge.detector.info.name!r} learns nothing from images; name one that does, such as "
@@ -116,17 +135,21 @@ class Learner:
         if judge.negatives and "negatives" not in judge.detector.info.needs:
             judge = replace(judge, negatives=None)
         known = self._known(images, progress)
+        learned_from: Known
+        held_out: Known | None
         learned_from, held_out = known.split(hold_out)
-        if len(held_out.ids) < images_needed(false_alarm_rate, confidence):
-            learned_from, held_out = known, known.take(np.empty(0, np.intp))
-        labels = learned_from.labels(judge.class_set.classes)
-        by_folder = labels is not None
-        judge = judge.with_images(
-            learned_from, judge.nearest(learned_from.vectors)[0] if labels is None else labels, self.encoder.info
-        )
-        if len(held_out.ids):
-            judge = judge.calibrate(Evidence(Wanted(false_alarm_rate, confidence), held_out.vectors))
-        return self._learned(judge, len(learned_from.ids), by_folder, known)
+        n_held_out, n_needed = len(held_out.ids), images_needed(false_alarm_rate, confidence)
+        if n_held_out < n_needed:
+            learned_from, held_out = known, None
+        labels, by_folder = judge.labels(learned_from)
+        judge = judge.with_images(learned_from, labels, self.encoder.info)
+        if held_out is not None:
+            judge = judge.calibrate(Evidence.of(wanted, held_out, judge))
+        if kept is not None:
+            check_reachable(kept.value, judge.detector.score_range(), judge.detector.info.name, len(judge.names))
+            judge = replace(judge, threshold=kept)
+        learned = self._learned(judge, len(learned_from.ids), by_folder, known)
+        return replace(learned, n_held_out=n_held_out, n_needed=n_needed)
 
     def calibrate(
         self,
@@ -174,9 +197,10 @@ class Learner:
         wanted = Wanted(
             false_alarm_rate, confidence, by_class, goal or "balanced_accuracy", share, cost_miss, cost_alarm
         )
+        self.judge.check_ready()
         known = self._known(images, progress, score=True)
-        other = None if ood is None else self._known(ood, progress, score=True)
-        evidence = Evidence(wanted, known.vectors, other.vectors if other else None)
+        other = None if ood is None else self._known(ood, progress, score=True, what="OOD")
+        evidence = Evidence.of(wanted, known, self.judge, other)
         judge = self.judge.calibrate(evidence, known.scores, other.scores if other else None)
         if not keep_vectors or self._wants_patches:  # scores of patches cannot be made again from the vectors
             judge = replace(judge, evidence=None)
@@ -185,8 +209,11 @@ class Learner:
     def recalibrate(self) -> Learned:
         """Calibrate again for the class list as it is now, on the images of the last calibration; none is read again.
 
+        Images of removed classes are left out; the calibrated threshold replaces one that the user set.
+
         Raises:
             NotReadyError: the guard keeps no calibration images.
+            UsageError: too few of them are left.
         """
         evidence = self.judge.evidence
         if evidence is None:
@@ -209,13 +236,15 @@ class Learner:
         if calibrated and (doubt := calibrated.doubts(judge.detector.score_range())):
             log.warning(doubt)
         self.judge = judge
-        return Learned(fitted, by_folder, known, unknown, calibrated, judge.class_set.names)
+        evidence = judge.evidence
+        without = tuple(name for name in judge.names if name not in evidence.shown) if evidence else ()
+        return Learned(fitted, by_folder, known, unknown, calibrated, judge.names, without=without)
 
     @property
     def _wants_patches(self) -> bool:
         return "patches" in self.judge.detector.info.needs
 
-    def _known(self, images: Any, progress: bool = False, score: bool = False) -> Known:
+    def _known(self, images: Any, progress: bool = False, score: bool = False, what: str = "ID") -> Known:
         """Read images to learn from.
 
         Raises:
@@ -232,7 +261,14 @@ class Learner:
         known = Known.gather(batches, self.encoder.info.dim, scorer, fitted)
         if not len(known.ids):
             why = "; ".join(known.notes()) or "there is none"
-            raise UsageError(f"no image to learn from: {why}. Expected a folder or list of known images")
+            raise UsageError(f"no image to learn from among the {what} images: {why}. Expected a folder or a list")
+        strange = known.strangers(judge.class_set.classes) if what == "ID" else {}
+        if strange:
+            folders = named([f"{folder} ({count:,})" for folder, count in strange.items()])
+            log.warning(
+                "some sub-folders are named like classes and others are not: %s; their images are taken for ID like "
+                "the others. Leave them out if they are not", folders,
+            )  # fmt: skip
         return known
 
     def ground(self, images: Any) -> int:
@@ -255,6 +291,8 @@ class Learner:
                 "only negatives from the vocabulary can be grounded; make the guard with --negatives wordnet"
             )
         vectors = self._known(images).vectors
+        if judge.calibrated:
+            log.warning(DROPPED)
         every = negatives
         if every.grounded:
             every = mine(judge.class_set, self.encoder, **mining(judge.detector.info.name, self.encoder.info))

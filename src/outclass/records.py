@@ -128,9 +128,10 @@ def html_table(rows: Sequence[dict[str, Any]], limit: int = 200) -> str:
 
     if not rows:
         return "<p>no rows</p>"
-    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_show(value))}</td>" for value in row.values()) + "</tr>" for row in rows[:limit]
+        "<tr>" + "".join(f"<td>{escape(_show(row.get(name)))}</td>" for name in names) + "</tr>" for row in rows[:limit]
     )
     more = f"<p>{len(rows) - limit} more rows</p>" if len(rows) > limit else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

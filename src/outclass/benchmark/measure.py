@@ -22,7 +22,7 @@ from outclass.decide.calibration import Calibration, check_share, images_needed
 from outclass.decide.metrics import auroc, detection_accuracy, id_accuracy, measure, oscr
 from outclass.decide.threshold import Threshold
 from outclass.defaults import choose_detector, mining
-from outclass.detectors.base import Detector, all_detectors
+from outclass.detectors.base import all_detectors
 from outclass.encoders.base import Encoder, PatchEncoder, load_encoder
 from outclass.encoders.stream import encode_stream
 from outclass.errors import MissingExtraError, UsageError
@@ -225,7 +225,9 @@ def evaluate(
 
     every = Known(known.ids, known.vectors)
     labels = every.labels(class_set.classes, folders)
+    told = None if (labels < 0).any() else labels
     predicted = (known.vectors @ class_set.vectors.T).argmax(axis=1)
+    shown = np.where(labels < 0, predicted, labels)
     fitting = None
     if fit is not None:
         batches = encode_stream(open_source(fit), loaded, reader, batch_size, threads)
@@ -233,19 +235,19 @@ def evaluate(
     scores: dict[str, Scores] = {}
     for name, judge in judges.items():
         try:
-            scores[name] = _score(judge, every, labels, fitting, known, unknown, loaded)
+            scores[name] = _score(judge, every, shown, fitting, known, unknown, loaded)
         except MissingExtraError as error:
             if detectors != "all":
                 raise
             left_out[name] = str(error)
-    rows = [row for one in scores.values() for row in _rows(one, rate, labels, predicted)]
+    rows = [row for one in scores.values() for row in _rows(one, rate, told, predicted)]
     return Evaluation(
         rows=with_means(rows),
         known=known,
         unknown=unknown,
         scores=scores,
         class_set=class_set,
-        labels=labels,
+        labels=told,
         predicted=predicted,
         left_out=left_out,
         false_alarm_rate=rate,
@@ -300,7 +302,7 @@ def _judges(
 def _score(
     judge: Judge,
     every: Known,
-    labels: npt.NDArray[np.intp] | None,
+    labels: npt.NDArray[np.intp],
     fitting: Known | None,
     known: ImageSet,
     unknown: Sequence[ImageSet],
@@ -314,23 +316,18 @@ def _score(
         scores = judge.detector.score(known.vectors)
         others = {one.name: judge.detector.score(one.vectors) for one in unknown}
     elif fitting is not None:
-        fitted = _fitted(judge, fitting, fitting.labels(judge.class_set.classes), encoder)
+        fitted = judge.with_images(fitting, judge.labels(fitting)[0], encoder.info).detector
         scores, others = fitted.score(known.vectors), {one.name: fitted.score(one.vectors) for one in unknown}
     else:
         parts = [_folds(one.ids) for one in (known, *unknown)]
         all_scores = [np.empty(len(one.ids), np.float32) for one in (known, *unknown)]
         for fold in range(FOLDS):
             rest = np.flatnonzero(parts[0] != fold)
-            detector = _fitted(judge, every.take(rest), None if labels is None else labels[rest], encoder)
+            detector = judge.with_images(every.take(rest), labels[rest], encoder.info).detector
             for one, part, into in zip((known, *unknown), parts, all_scores, strict=True):
                 into[part == fold] = detector.score(one.vectors[part == fold])
         scores, others = all_scores[0], {one.name: all_scores[at + 1] for at, one in enumerate(unknown)}
     return Scores(name, scores, others, None if judge.learns else judge.threshold)
-
-
-def _fitted(judge: Judge, images: Known, labels: npt.NDArray[np.intp] | None, encoder: Encoder) -> Detector:
-    nearest, _ = judge.nearest(images.vectors)
-    return judge.with_images(images, nearest if labels is None else labels, encoder.info).detector
 
 
 def _folds(ids: Sequence[str]) -> npt.NDArray[np.intp]:

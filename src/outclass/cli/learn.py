@@ -11,6 +11,7 @@ import typer
 from outclass.cli import options
 from outclass.errors import UsageError
 from outclass.images.decode import MAX_PIXELS
+from outclass.images.sources import open_source
 
 if TYPE_CHECKING:
     from outclass.guard import Guard
@@ -74,6 +75,8 @@ def fit(
     verbose: options.Verbose = False,
 ) -> None:
     """Let a detector learn from images of your classes, and calibrate it on some that it did not see.
+
+    Images that cannot be read, or are nearly the same as another, are named and left out.
 
     [bold]Examples[/]
 
@@ -155,6 +158,7 @@ def calibrate(
 
     From ID images alone: a new ID image is called OOD with probability at most --false-alarm-rate, on average over
     draws of the calibration images, for images drawn in the same way. It takes 19 images for 0.05, 99 for 0.01.
+    Images that cannot be read, are nearly the same as another or were fitted on, are named and left out.
 
     [bold]Examples[/]
 
@@ -195,6 +199,7 @@ def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: 
     from outclass.cli.scan import make_guard
 
     if classes is None and guard_file is None:
+        open_source(known)  # where there is nothing, that is what is wrong
         if not Path(known).is_dir() or not any(one.is_dir() for one in Path(known).iterdir()):
             raise UsageError(
                 f"{known!r} has no sub-folders that name the classes; give --classes cat,dog,car or --guard FILE"
@@ -224,5 +229,5 @@ def _keep(guard: Guard, learned: Learned, out: Path, quiet: bool) -> None:
         return
     for note in learned.notes():
         say(note, style="yellow")
-    say(learned.describe().replace(". ", ".\n"))
+    say(learned.describe())
     say(f"wrote {out}; use it: outclass scan PHOTOS --guard {out}")

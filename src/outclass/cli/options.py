@@ -32,7 +32,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in values.items():
         name = {"template": "templates", "guard": "guard_file"}.get(key, key.replace("-", "_"))
         if name not in known:
-            options = ", ".join(sorted(one.replace("_", "-") for one in known - {"config"}))
+            options = ", ".join(sorted(_names(context.command) - {"config", "help"}))
             raise UsageError(f"the config {str(path)!r} sets {key!r}, which is no option here; options: {options}")
         if name == "classes" and isinstance(value, list):
             value = _comma_list(value)
@@ -85,6 +85,11 @@ class Notes(logging.Handler):
         from outclass.cli.show import say
 
         say(record.getMessage(), style="yellow" if record.levelno >= logging.WARNING else "dim")
+
+
+def _names(command: Any) -> set[str]:
+    """Options as users type them, without the dashes."""
+    return {max(param.opts, key=len).lstrip("-") for param in command.params if param.opts[0].startswith("-")}
 
 
 def _comma_list(names: list[Any]) -> str:

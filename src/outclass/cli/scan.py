@@ -92,16 +92,21 @@ def scan(
 
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
     """
+    from outclass.decide.calibration import check_share
     from outclass.images.sources import open_source
 
     if format not in ("csv", "jsonl"):
         raise UsageError(f"unknown format {format!r}; expected csv or jsonl")
+    if fdr is not None:
+        check_share(fdr, "--fdr")
     source = open_source(photos)
     guard = make_guard(
         classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, batch_size, max_pixels
     )
     if known is not None:
         guard.ground(known)
+        if guard.judge.evidence:
+            guard.recalibrate()
     if fdr is not None and guard.calibrated is None:
         raise NotReadyError(
             "--fdr needs p-values, which a calibrated guard gives: outclass calibrate FOLDER -o my.guard, then "
@@ -202,7 +207,7 @@ def run(
         say(summary_line(scanned, seconds, guard))
         if fdr is not None and guard.calibrated:
             say(f"fdr_rejected: {rejected} images; on average at most {100 * fdr:.3g} % of such images are ID")
-            n, read = len(guard.calibrated.calibration.scores), scanned.n - scanned.n_failed
+            n, read = guard.calibrated.calibration.fewest, scanned.n - scanned.n_failed
             if not rejected and (note := rejection_limit(n, read, fdr)):
                 say(note, style="yellow")
         if out is not None:

@@ -70,7 +70,7 @@ class VerdictTable:
             table.add_column(name, justify="right" if name in ("ood_score", "similarity") else "left", overflow="fold")
         for verdict in verdicts:
             cells = _cells(verdict)
-            style = {"OOD": "bold red", "ID": "green", "error": "yellow"}.get(cells[0], "")
+            style = {"OOD": "bold red", "ID": "green", "error": "yellow"}.get(cells[0].removesuffix(" fdr"), "")
             table.add_row(Text(cells[0], style=style), *(Text(cell) for cell in cells[1:]))
         Console().print(table)
 
@@ -118,7 +118,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
     name = verdict.id.translate(_CONTROL)
     if verdict.error is not None:
         return ("error", "", "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
-    decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood]
+    decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood] + (" fdr" if verdict.fdr_rejected else "")
     # A known class needs no other word; without a decision both are worth a look.
     other = "" if verdict.is_ood is False else verdict.nearest_negative or ""
     score = verdict.ood_score or 0.0

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outclass.decide.calibration import Calibration, check_reached
-from outclass.decide.supervised import Goal, Operating, choose_threshold
+from outclass.decide.calibration import SMALLEST_RATE, Calibration, check_reached, check_share
+from outclass.decide.supervised import Goal, Operating, check_aim, choose_threshold
 from outclass.decide.threshold import Threshold
 from outclass.errors import MismatchError, UsageError
 
@@ -37,6 +37,13 @@ class Wanted:
     share: float = 0.95
     cost_miss: float = 1.0
     cost_alarm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before images are read for it."""
+        check_share(self.false_alarm_rate, "false_alarm_rate", SMALLEST_RATE)
+        if self.confidence is not None:
+            check_share(self.confidence, "confidence")
+        check_aim(self.goal, self.share, self.cost_miss, self.cost_alarm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +108,7 @@ class Calibrated:
         return Threshold(self.calibration.threshold, "calibrated", by_class)
 
     def describe(self, class_names: Sequence[str] | None = None) -> str:
-        """What the threshold promises and what it does not, in sentences for a person."""
+        """What the threshold promises and what it does not, a sentence a line."""
         return self.operating.describe() if self.operating else self.calibration.describe(class_names)
 
     def about(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class Calibrated:
             said["interval"] = list(one.interval())
         else:
             said |= {"ood_images": chosen.n_ood, "goal": chosen.goal, "interval": list(chosen.false_alarm_interval)}
-        return said | {"text": self.describe(class_names)}
+        return said | {"text": self.describe(class_names).replace("\n", " ")}
 
     def doubts(self, score_range: tuple[float, float]) -> str | None:
         """What is wrong with the threshold: nothing can lie above it, or no ID image divides there."""
@@ -143,5 +150,5 @@ class Calibrated:
             }
             found = Operating(**operating) if operating else None
             return cls(Calibration.restore(about["calibration"], arrays), found)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise MismatchError(f"the stored calibration is damaged: {error}; calibrate again") from error

@@ -174,6 +174,11 @@ class Calibration:
         return p
 
     @property
+    def fewest(self) -> int:
+        """Calibration images of the class that has the fewest of its own; of all where it was not by class."""
+        return min((len(pool) for pool in self._own.values()), default=len(self.scores))
+
+    @property
     def expected_rate(self) -> float:
         """Share of ID images above ``threshold``, averaged over calibration draws, (0, 1); less where scores tie."""
         return self._ranks(len(self.scores)) / (len(self.scores) + 1)
@@ -196,7 +201,7 @@ class Calibration:
         return _beta_quantile((1 - level) / 2, ranks, n), _beta_quantile((1 + level) / 2, ranks, n)
 
     def describe(self, class_names: Sequence[str] | None = None) -> str:
-        """What the threshold promises and what it does not, in sentences for a person.
+        """What the threshold promises and what it does not, a sentence a line.
 
         Args:
             class_names: the K classes, to name the thin ones; numbers stand for them without.
@@ -218,7 +223,7 @@ class Calibration:
             )
         if self.groups is not None:
             said.append(self._describe_classes(class_names))
-        return " ".join([*said, NOT_FOR])
+        return "\n".join([*said, NOT_FOR])
 
     def _describe_classes(self, class_names: Sequence[str] | None) -> str:
         assert self.groups is not None

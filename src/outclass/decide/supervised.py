@@ -69,14 +69,14 @@ class Operating:
     balanced_accuracy_interval: Interval
 
     def describe(self) -> str:
-        """The operating point in sentences for a person."""
+        """The operating point, a sentence a line."""
         return (
             f"Chosen for {self.goal} on {self.n_id:,} ID and {self.n_ood:,} OOD images: an image is OOD where its "
-            f"ood_score is above {self.threshold:.6g} (95 % interval {_span(self.threshold_interval)}). "
+            f"ood_score is above {self.threshold:.6g} (95 % interval {_span(self.threshold_interval)}).\n"
             f"It calls {self.false_alarm_rate:.1%} of these ID images and {self.detection_rate:.1%} of these OOD "
             f"images OOD; for images it was not chosen on, 95 % intervals: {_span(self.false_alarm_interval, '.1%')} "
-            f"and {_span(self.detection_interval, '.1%')}. This is no guarantee: OOD images of another kind may be "
-            f"caught less often."
+            f"and {_span(self.detection_interval, '.1%')}.\n"
+            "This is no guarantee: OOD images of another kind may be caught less often."
         )
 
 
@@ -118,7 +118,7 @@ def choose_threshold(
         UsageError: fewer than 20 images on a side, scores that are not finite, an unknown goal, a number outside its
             range; or the goal is met as well (or only) by giving every image the same answer.
     """
-    aim = _check_aim(goal, share, cost_miss, cost_alarm)
+    aim = check_aim(goal, share, cost_miss, cost_alarm)
     if isinstance(replicates, bool) or not isinstance(replicates, int) or replicates < 100:
         raise UsageError(f"replicates must be a whole number from 100 on, got {replicates!r}")
     known, unknown = _side(id_scores, "ID"), _side(ood_scores, "OOD")
@@ -214,7 +214,12 @@ def _side(scores: npt.ArrayLike, name: str) -> Scores:
     return np.sort(check_scores(scores, f"{name} scores")).astype(np.float64)
 
 
-def _check_aim(goal: Any, share: Any, cost_miss: Any, cost_alarm: Any) -> Aim:
+def check_aim(goal: Any, share: Any, cost_miss: Any, cost_alarm: Any) -> Aim:
+    """What a threshold is chosen for.
+
+    Raises:
+        UsageError: an unknown goal, or a number outside its range.
+    """
     if goal not in GOALS:
         raise UsageError(f"unknown goal {goal!r}; choose one of {', '.join(GOALS)}")
     for name, value in (("cost_miss", cost_miss), ("cost_alarm", cost_alarm)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -41,28 +41,36 @@ def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats
     """
     width = sum(map(len, words))
     block, tile = (max(1, size // width) for size in (BLOCK, TILE))
-    scores = np.empty(len(vectors), vectors.dtype)
     memory = np.empty((min(block, len(vectors)), width), vectors.dtype)
+    scores = np.empty(len(vectors), vectors.dtype)
+
+    def work(cosines: Array, scores: Array) -> None:
+        for low in range(0, len(cosines), tile):
+            scores[low : low + tile] = score(cosines[low : low + tile])
+
+    if len(vectors) <= tile:  # one image by itself starts no thread
+        work(_multiply(vectors, words, scale, memory), scores)
+        return scores
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(vectors), block):
-            images = vectors[first : first + block]
-            if scale != 1:
-                images = images * scale  # far fewer numbers than their cosines
-            column = 0
-            for part in words:
-                np.matmul(images, part.T, out=memory[: len(images), column : column + len(part)])
-                column += len(part)
-
-            share = tile * max(1, math.ceil(len(images) / (2 * THREADS * tile)))  # two for each thread
-
-            def work(start: int, first: int = first, n: int = len(images), share: int = share) -> None:
-                for low in range(start, min(start + share, n), tile):
-                    high = min(low + tile, start + share, n)
-                    scores[first + low : first + high] = score(memory[low:high])
-
-            starts = range(0, len(images), share)
-            list(pool.map(work, starts) if len(starts) > 1 else map(work, starts))
+            cosines = _multiply(vectors[first : first + block], words, scale, memory)
+            share = max(tile, math.ceil(len(cosines) / (2 * THREADS)))  # two for each thread, of one size
+            cuts = range(share, len(cosines), share)
+            parts = np.split(cosines, cuts), np.split(scores[first : first + block], cuts)
+            list(pool.map(work, *parts))  # waits, and raises what a thread raised
     return scores
+
+
+def _multiply(images: Floats, words: Sequence[Floats], scale: float, memory: Array) -> Array:
+    """(b, W) cosines, times ``scale``, of b images with all words, in the first rows of ``memory``."""
+    cosines = memory[: len(images)]
+    if scale != 1:
+        images = images * scale  # far fewer numbers than their cosines
+    column = 0
+    for part in words:
+        np.matmul(images, part.T, out=cosines[:, column : column + len(part)])
+        column += len(part)
+    return cosines
 
 
 class LogitDetector(Detector):
