@@ -205,7 +205,9 @@ def test_learned_arrays_that_do_not_fit_are_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(("at", "value"), [
     (("threshold", "by_class"), [-0.5]), (("threshold", "value"), "x"), (("calibrated", "operating"), "x"),
-    (("calibrated", "calibration"), {}), (("calibrated",), {"rate": 1}), (("evidence", "wanted"), {"rate": 1}), (("evidence", "wanted"), "x"), (("evidence", "names"), []),
+    (("calibrated", "calibration"), {}), (("calibrated",), {"rate": 1}), 
+    (("evidence", "wanted"), {"rate": 1}), (("evidence", "wanted"), "x"),
+    (("evidence", "names"), []),
     (("threshold",), "x"), (("detector", "params"), {"j": 1}), (("calibrated", "calibration", "false_alarm_rate"), 7),
 ])  # fmt: skip
 def test_a_header_that_says_nonsense_is_refused(tmp_path, at, value):
