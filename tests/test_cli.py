@@ -299,3 +299,9 @@ def test_the_command_line_shows_what_the_library_warns_of(photos):
 def test_classify_asks_for_no_threshold(photos):
     shown = run("classify", photos / "a-red.png", "--classes", "red,blue", "--encoder", "toy")
     assert "threshold" not in shown.stderr
+
+
+def test_the_articles_threshold_on_the_command_line_says_why_it_can_never_fire(photos):
+    shown = run("scan", photos, "-c", "red,blue,green", "-e", "toy", "--detector", "mcm", "--threshold", "-0.25")
+    assert isinstance(shown.exception, UsageError)
+    assert "the largest of 3 softmax values is never below 1/3" in str(shown.exception)

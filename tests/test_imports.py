@@ -47,7 +47,8 @@ HEAVY = [
     "matplotlib",
     "skimage",
 ]
-SAID_BY_THE_BASE = ("count", "fit", "score_range", "natural_threshold", "state", "from_state")  # when overridden
+# When overridden.
+SAID_BY_THE_BASE = ("count", "fit", "score_range", "range_reason", "natural_threshold", "state", "from_state")
 OURS_LATER = ["PIL", "tokenizers", "safetensors", "huggingface_hub", "typer", "rich", "jinja2", "numpy"]
 
 

@@ -310,7 +310,8 @@ class Guard(Learner):
             UsageError: the detector cannot reach it with these classes; the message names the range.
         """
         name = self.detector.info.name
-        value = check_reachable(value, self.detector.score_range(), name, len(self.classes))
+        reach, reason = self.detector.score_range(), self.detector.range_reason()
+        value = check_reachable(value, reach, name, len(self.classes), reason)
         if self.calibrated and (doubt := check_reached(value, self.calibrated.calibration.scores)):
             log.warning(doubt)
         self.judge = replace(self.judge, threshold=Threshold(value, "user"))

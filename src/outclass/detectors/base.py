@@ -152,6 +152,10 @@ class Detector:
         """Lowest and highest ``ood_score`` that unit vectors can get with the fitted classes."""
         return -math.inf, math.inf
 
+    def range_reason(self) -> str:
+        """Why ``score_range`` is no wider, where that surprises; empty elsewhere."""
+        return ""
+
     def natural_threshold(self) -> float | None:
         """``ood_score`` at which "one of my classes" and "something else" are equally likely; None = there is none."""
         return None

@@ -131,6 +131,10 @@ class _Softmax(TemperedDetector):
     def score_range(self) -> tuple[float, float]:
         return -self._extreme()[0], -1.0 / len(self._fitted())
 
+    def range_reason(self) -> str:
+        k = len(self._fitted())
+        return f"the largest of {k} softmax values is never below 1/{k}, as ood_score is minus that value"
+
 
 @register
 class MCM(_Softmax):
