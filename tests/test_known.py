@@ -216,7 +216,7 @@ def test_goals_and_costs_move_the_threshold_the_right_way():
 
 @pytest.mark.parametrize("options", [{"by_class": True}, {"confidence": 0.9}])
 def test_what_speaks_of_id_images_alone_is_refused_with_ood_images(options):
-    with pytest.raises(UsageError, match="leave these options out"):
+    with pytest.raises(UsageError, match="leave them out, or the OOD images"):
         calibrate(images(*WARM), ood=images(*COLD), **options)
 
 

@@ -11,7 +11,10 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from outclass import all_detectors
+from outclass.decide.calibration import Calibration, images_needed
 from outclass.encoders.lite import FOLDER
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,6 +51,19 @@ def lite_tables() -> dict[str, str]:
     return {"measured": "\n".join(measured), "data": "\n".join(data), "sources": "\n".join(sources)}
 
 
+def calibration_tables() -> dict[str, str]:
+    """How many images a false-alarm rate takes, and how near one calibration comes to it."""
+    needed = ["| false-alarm rate | on average | `--confidence 0.95` | `--confidence 0.99` |", "|---|---|---|---|"]
+    for rate in (0.1, 0.05, 0.01, 0.001):
+        counts = [f"{images_needed(rate, confidence):,}" for confidence in (None, 0.95, 0.99)]
+        needed.append(f"| {100 * rate:g} % | {' | '.join(counts)} |")
+    spread = ["| calibration images | actual rate of 95 % of guards, 5 % asked for |", "|---|---|"]
+    for n in (19, 50, 100, 200, 500, 1000, 5000):
+        low, high = Calibration.build(np.arange(n), 0.05).interval()
+        spread.append(f"| {n:,} | {100 * low:.1f} % to {100 * high:.1f} % |")
+    return {"needed": "\n".join(needed), "spread": "\n".join(spread)}
+
+
 def filled(page: str, name: str, table: str) -> str:
     """The page with the part between the two markers called ``name`` replaced."""
     pattern = rf"(<!-- {name}: made by tools/docs.py -->\n).*?(\n<!-- /{name} -->)"
@@ -61,7 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a table is out of date")
     check = parser.parse_args().check
-    for name, tables in {"detectors.md": {"detectors": detector_table()}, "lite.md": lite_tables()}.items():
+    pages = {
+        "detectors.md": {"detectors": detector_table()},
+        "lite.md": lite_tables(),
+        "thresholds.md": calibration_tables(),
+    }
+    for name, tables in pages.items():
         path = DOCS / name
         new = old = path.read_text(encoding="utf-8")
         for table, rows in tables.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -104,9 +104,14 @@ class Judge:
                 "guard.fit(folder) first, or on the command line outclass fit FOLDER -o my.guard"
             )
 
-    def labels(self, known: Known) -> tuple[npt.NDArray[np.intp], bool]:
-        """(n,) class of each image by the sub-folder it lies in, else its nearest; and whether folders said all."""
-        labels = known.labels(self.class_set.classes)
+    def labels(self, known: Known, folders: Mapping[str, str] | None = None) -> tuple[npt.NDArray[np.intp], bool]:
+        """(n,) class of each image by the sub-folder it lies in, else its nearest; and whether folders said all.
+
+        Args:
+            known: n images.
+            folders: sub-folder -> class name, where they are called otherwise.
+        """
+        labels = known.labels(self.class_set.classes, folders)
         return np.where(labels < 0, self.nearest(known.vectors)[0], labels), bool((labels >= 0).all())
 
     def nearest(self, vectors: Vectors) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 # same photograph a little brighter or cropped mostly is above 0.99, and so is 98 % of JPEG quality 75; half its size or
 # quality 50 counts as another image.
 SAME = 0.99
+COPY = 0.9999  # the same pixels in another file
 ROWS = 1024  # compared with all others at a time
 NAMED = 5  # in messages
 
@@ -142,6 +143,17 @@ def _first_alike(vectors: Vectors) -> npt.NDArray[np.intp]:
             if len(earlier):
                 first[start + row] = earlier[0]
     return first
+
+
+def copies(vectors: Vectors) -> npt.NDArray[np.intp]:
+    """(n,) the same number for copies of one image, directly or by way of others; -1 for images without a copy."""
+    group = np.arange(len(vectors))
+    for start in range(0, len(vectors), ROWS):
+        near = vectors[start : start + ROWS] @ vectors.T >= COPY
+        for row in np.flatnonzero(near.sum(axis=1) > 1):
+            members = np.unique(group[np.flatnonzero(near[row])])
+            group[np.isin(group, members)] = members[0]
+    return np.where(np.bincount(group, minlength=len(vectors))[group] > 1, group, -1)
 
 
 def _folder(id_: str) -> str:

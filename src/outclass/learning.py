@@ -193,7 +193,9 @@ class Learner:
             NotReadyError: the detector has not learned yet, see ``fit``.
         """
         if goal is not None and ood is None:
-            raise UsageError(f"the goal {goal!r} weighs OOD images against ID images: give OOD images too (ood=)")
+            raise UsageError(
+                f"the goal {goal!r} weighs OOD images against ID images: give OOD images too (--ood, ood=)"
+            )
         wanted = Wanted(
             false_alarm_rate, confidence, by_class, goal or "balanced_accuracy", share, cost_miss, cost_alarm
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from outclass.benchmark.measure import Evaluation, Scores
+from outclass.benchmark.contest import Scores
+from outclass.benchmark.measure import Evaluation
 from outclass.benchmark.sets import ImageSet
 from outclass.benchmark.table import FIGURES, MEAN
 from outclass.decide.calibration import Calibration, images_needed
@@ -51,7 +52,7 @@ def build_page(
             scores.known,
             unknown,
             {figure: getattr(rows[name, ood_set], figure) for figure in SHOWN},
-            *((threshold.value, threshold.source) if threshold and name == detector else ()),
+            *((threshold.value, threshold.source, scores.known[tested]) if threshold and name == detector else ()),
         )
         for name, scores in evaluation.scores.items()
         for ood_set, unknown in scores.unknown.items()
@@ -118,7 +119,7 @@ def _mistakes(
     known, found = evaluation.known, []
     for row in tested[shown.known[tested].astype(np.float64) > threshold.value]:
         label = names[evaluation.predicted[row]]
-        truth = label if evaluation.labels is None else names[evaluation.labels[row]]
+        truth = "ID" if evaluation.labels is None else names[evaluation.labels[row]]
         found.append(Mistake(f"{known.name}/{known.ids[row]}", ALARM, truth, label, float(shown.known[row])))
     for one in evaluation.unknown:
         scores = shown.unknown[one.name]

@@ -57,9 +57,10 @@ class Protocol:
         """
         found: dict[str, str] = {}
         for folder in folders:
-            path = os.path.abspath(folder).casefold()
-            fits = [name for name in self.ood_sets if name.casefold() in path.rsplit(os.sep, 2)[-1]]
-            fits = fits or [name for name in self.ood_sets if f"{os.sep}{name.casefold()}" in path]
+            # The last part of the path that names a set counts: /home/sunny/iNaturalist/images is no SUN.
+            parts = reversed(os.path.abspath(folder).casefold().split(os.sep))
+            named = ([name for name in self.ood_sets if _names(part, name)] for part in parts)
+            fits = next((one for one in named if one), [])
             if len(fits) != 1 or fits[0] in found:
                 raise UsageError(
                     f"cannot tell which set of the protocol {self.name} the folder {folder!r} is; expected one folder "
@@ -73,7 +74,7 @@ class Protocol:
     def published_cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines of the published figures, in the order of the table of measured ones."""
         sets = (*self.ood_sets, "mean")
-        head = ["published", *(f"{name} (AUROC / FPR95)" for name in sets), "FPR95 positive", "source"]
+        head = ["published", *sets, "positive", "as printed by"]
         lines = [
             [one.method, *(_cell(one.figures.get(name)) for name in sets), one.convention, one.source]
             for one in self.published
@@ -110,6 +111,13 @@ def imagenet_folders(root: str) -> dict[str, str]:
     return dict(zip(folders, names, strict=True)) if len(folders) == len(names) else {}
 
 
+def _names(part: str, ood_set: str) -> bool:
+    """Whether a part of a path names a set."""
+    words = re.split(r"[\W_]+", part)
+    names = (ood_set.casefold(), *ALIASES.get(ood_set, ()))
+    return any(re.fullmatch(rf"{name}\d*", word) for word in words for name in names)  # SUN397 is SUN
+
+
 def _cell(figures: tuple[float, float | None] | None) -> str:
     if figures is None:
         return "-"
@@ -117,6 +125,7 @@ def _cell(figures: tuple[float, float | None] | None) -> str:
     return f"{'-' if roc is None else f'{roc / 100:.3f}'} / {fpr:.1f}"
 
 
+ALIASES = {"Textures": ("texture", "dtd"), "iNaturalist": ("inat",)}
 _FOUR = ("iNaturalist", "SUN", "Places", "Textures")
 
 
@@ -133,12 +142,17 @@ IMAGENET = Protocol(
     about="Published: CLIP ViT-B/16, ImageNet-1k against the four sets, AUROC / FPR95 in %. FPR95 with ID positive and "
     "with OOD positive are different numbers: compare like with like. The mean is over the four sets.",
     published=(
-        _published("mcm (T = 1)", "ID", "30.91/94.61 37.59/92.57 44.69/89.77 57.77/86.11 42.74/90.77", "MCM, 2022"),
-        _published("gl_mcm", "ID", "15.2/96.7 30.4/93.1 38.9/89.9 57.9/83.6 35.5/90.8", "README of GalLoP"),
-        _published("neglabel", "ID", "1.91/99.49 20.53/95.49 35.59/91.64 43.56/90.22 25.40/94.21", "NegLabel, 2024"),
-        _published("csp", "ID", "1.54/0 13.66/0 29.32/0 25.52/0 17.51/0", "CSP, 2024"),
-        _published("neglabel", "OOD", "1.24/0 21.40/0 38.60/0 38.60/0 24.96/0", "reproduction of ReNeg"),
-        _published("mcm (T = 1)", "OOD", "24.20/0 29.58/0 46.73/0 50.20/0 37.68/0", "reproduction of ReNeg"),
+        _published(
+            "mcm (T = 1)",
+            "ID",
+            "30.91/94.61 37.59/92.57 44.69/89.77 57.77/86.11 42.74/90.77",
+            "DualCnst",
+        ),
+        _published("gl_mcm", "ID", "15.2/96.7 30.4/93.1 38.9/89.9 57.9/83.6 35.5/90.8", "GalLoP"),
+        _published("neglabel", "ID", "1.91/99.49 20.53/95.49 35.59/91.64 43.56/90.22 25.40/94.21", "DualCnst"),
+        _published("csp", "ID", "1.54/0 13.66/0 29.32/0 25.52/0 17.51/0", "TANL"),
+        _published("neglabel", "OOD", "1.24/0 21.40/0 38.60/0 38.60/0 24.96/0", "ReNeg, reproduced"),
+        _published("mcm (T = 1)", "OOD", "24.20/0 29.58/0 46.73/0 50.20/0 37.68/0", "ReNeg, reproduced"),
     ),
 )
 PROTOCOLS = {IMAGENET.name: IMAGENET}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from outclass.benchmark.table import MEAN
 from outclass.detectors.base import Detector
 from outclass.encoders.base import Encoder, Vectors
 from outclass.encoders.stream import encode_stream
 from outclass.errors import UsageError
 from outclass.images.loader import Reader
-from outclass.images.sources import Source, open_source
+from outclass.images.sources import Source, open_source, printable
 from outclass.progress import track
 
 Floats = npt.NDArray[np.float32]
@@ -89,39 +90,57 @@ class ImageSet:
         return cls(name, source.root, tuple(ids), np.concatenate(vectors), tuple(failed), together)
 
 
-def open_sets(ood: Any) -> Iterator[tuple[str, Source]]:
-    """(name, source) of the OOD sets, each with a name of its own.
+def open_sets(id: Any, ood: Any) -> tuple[str, list[tuple[str, Source]]]:
+    """Name of the ID set, and name and source of each OOD set; no two names are the same, and none is ``mean``.
 
     Args:
+        id: whatever ``scan`` takes.
         ood: a mapping of names to whatever ``scan`` takes; or folders, named by as much of the end of their paths as
             tells them apart.
 
     Raises:
-        UsageError: none, or the same twice.
+        UsageError: no OOD set, one given twice or as the ID set too, or a name that stands for something else.
     """
     if isinstance(ood, Mapping):
         sources: list[Any] = list(ood.values())
-        names = list(map(str, ood))
     else:
         sources = [ood] if isinstance(ood, (str, os.PathLike)) else list(ood)
-        names = short_names([os.fspath(one) for one in sources])
     if not sources:
         raise UsageError("no OOD images given; expected at least one folder, --ood FOLDER")
-    for name, source in zip(names, sources, strict=True):
-        yield name, open_source(source)
+    paths = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else None for one in (id, *sources)]
+    names = short_names([path for path in paths if path is not None])
+    by_path = iter(names)
+    id_name = next(by_path) if paths[0] is not None else "ID"
+    if isinstance(ood, Mapping):
+        ood_names = [clean(str(name)) for name in ood]
+    elif None in paths[1:]:
+        raise UsageError("expected folders of OOD images, or a mapping of names to images")
+    else:
+        ood_names = list(by_path)
+    if wrong := [name for name in ood_names if name in (MEAN, id_name)]:
+        raise UsageError(
+            f"an OOD set cannot be called {wrong[0]!r}, which the tables use already; give it another name"
+        )
+    return id_name, [(name, open_source(source)) for name, source in zip(ood_names, sources, strict=True)]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last parts of paths, as few as tell them apart.
+    """The last parts of paths, as few as tell them apart, as text that can be printed anywhere.
 
     Raises:
         UsageError: two are the same.
     """
     parts = [PurePath(os.path.abspath(path)).parts for path in paths]
     if len(set(parts)) < len(parts):
-        raise UsageError(f"an image set is given twice: {', '.join(paths)}")
+        raise UsageError(f"an image set is given twice: {', '.join(clean(path) for path in paths)}")
+    names: list[str] = []
     for depth in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
+        names = [clean("/".join(one[-depth:])) for one in parts]
+        if len(set(names)) == len(names) and MEAN not in names:
             break
     return names
+
+
+def clean(name: str) -> str:
+    """A name without line ends, control characters or bytes that are no text."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in printable(name))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
+import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +22,14 @@ from outclass.images.sources import printable
 
 if TYPE_CHECKING:
     from outclass.benchmark import Evaluation
+    from outclass.benchmark.protocols import Protocol
 
+SOME_FAILED = 3
+TITLES = {
+    "auroc": "AUROC",
+    "fpr95_id_positive": "FPR95 in %, ID positive",
+    "fpr95_ood_positive": "FPR95 in %, OOD positive",
+}
 DATA = "Images"
 OUT = "Output"
 
@@ -70,6 +79,9 @@ def evaluate(
         ),
     ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Photographs in eval.html.", rich_help_panel=OUT)] = True,
+    allow_failed: Annotated[
+        int, typer.Option(min=0, help="Exit with 0 although this many images could not be read.", rich_help_panel=OUT)
+    ] = 0,
     false_alarm_rate: FalseAlarmRate = 0.05,
     encoder: options.EncoderName = "lite",
     negatives: options.NegativeWords = None,
@@ -85,7 +97,7 @@ def evaluate(
     """Measure how well detectors tell your classes from other images: AUROC, FPR95 and more, each with its n.
 
     Images are encoded once for all detectors. Those that learn from images are cross-fitted: no image is scored by a
-    detector that was fitted on it.
+    detector that was fitted on it. Exit code: 0 all read, 3 some images could not be read, 2 wrong usage, 1 crash.
 
     [bold]Examples[/]
 
@@ -97,13 +109,18 @@ def evaluate(
     """
     from outclass.benchmark import evaluate as measure
     from outclass.benchmark.protocols import PROTOCOLS, imagenet_classes, imagenet_folders
-    from outclass.benchmark.table import cells, legend
+    from outclass.benchmark.table import legend
     from outclass.cli.show import say
     from outclass.cli.tables import table
+    from outclass.detectors.base import all_detectors
     from outclass.words.prompts import DEFAULT_TEMPLATES
 
     if id is None or not ood:
         raise UsageError("give the images of your classes and others: --id my_pets --ood others")
+    if show is not None and show not in (all_detectors() if detectors == "all" else detectors):
+        raise UsageError(f"cannot show {show!r}: the detectors that run are {detectors}")
+    if out is not None:
+        check_folder(out)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     known_protocol = None
     sets: dict[str, str] | list[str] = ood
@@ -136,7 +153,7 @@ def evaluate(
     )
     failed = sum(len(one.failed) for one in (result.known, *result.unknown))
     if not quiet:
-        table(*cells(result.rows, result.notes))
+        print_rows(result, positives=known_protocol is not None)
         for line in legend(result.rows, result.notes):
             say(line)
         if len(result.scores) > 1:
@@ -146,20 +163,75 @@ def evaluate(
             say(known_protocol.about)
         for name, reason in result.left_out.items():
             say(f"left out: {name}: {reason}", style="yellow")
+        for remark in result.remarks:
+            say(f"to fit on: {remark}", style="yellow")
         if failed:
-            say(f"{failed} images could not be read and are left out", style="yellow")
-    if out is None:
-        return
+            say(f"{failed} image{'s' if failed > 1 else ''} could not be read and left out", style="yellow")
+    if out is not None:
+        save(result, out, show, thumbnails, started, clock, known_protocol, quiet)
+    if failed > allow_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def check_folder(out: Path) -> None:
+    """Say before the work that a folder cannot be written to.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UsageError(f"cannot write to the folder {str(out)!r}: {error.strerror}") from error
+
+
+def save(
+    result: Evaluation,
+    out: Path,
+    show: str | None,
+    thumbnails: bool,
+    started: datetime.datetime,
+    clock: float,
+    protocol: Protocol | None,
+    quiet: bool,
+) -> None:
+    """Write the files and say so."""
+    from outclass.cli.show import say
+
     summary = {
         "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
         "started": started.isoformat(timespec="seconds"),
         "outclass": __version__,
         "seconds": round(time.perf_counter() - clock, 3),
+        "published": [asdict(one) for one in protocol.published] if protocol else None,
     }
     paths = result.save(out, show, thumbnails=thumbnails, summary=summary)
     if not quiet:
         files = [str(path) for path in paths if path.parent == out]
         say(f"wrote {', '.join(files)} and {len(paths) - len(files)} pictures in {out / 'plots'}")
+
+
+def print_rows(result: Evaluation, positives: bool) -> None:
+    """The table of figures: both in a cell where they fit, else a table each; with ``positives`` FPR95 both ways."""
+    from rich.console import Console
+
+    from outclass.benchmark.table import cells
+    from outclass.cli.tables import table
+
+    figures = [("auroc", "fpr95_id_positive"), *([("auroc", "fpr95_ood_positive")] if positives else [])]
+    for pair in figures:
+        head, lines = cells(result.rows, result.notes, pair)
+        wide = sum(max(map(len, column)) + 2 for column in zip(head, *lines, strict=True))
+        if wide <= Console().width or not sys.stdout.isatty():
+            if positives:
+                print(f"AUROC / {TITLES[pair[1]]}")
+            table(head, lines)
+            continue
+        for one in pair:
+            head, lines = cells(result.rows, result.notes, (one,))
+            print(f"{TITLES[one]}")
+            table([name.replace("_", " ") for name in head], lines)
 
 
 def lead(result: Evaluation) -> str:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 THRESHOLD = "Threshold"
 
 Known = Annotated[
-    str, typer.Argument(help="Images of your classes (ID); sub-folders, where there are any, name the classes.")
+    str,
+    typer.Argument(
+        metavar="FOLDER", help="Images of your classes (ID); sub-folders, where there are any, name the classes."
+    ),
 ]
 GuardOut = Annotated[
     Path | None,

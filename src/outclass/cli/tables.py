@@ -106,8 +106,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in head:
-        grid.add_column(name, overflow="fold")
+    for place, name in enumerate(head):
+        grid.add_column(name, overflow="fold", no_wrap=not place)  # names of things are not cut in two
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     # A pipe has no width: nothing is wrapped there.

@@ -85,8 +85,8 @@ class Calibrated:
             return cls(Calibration.build(scores, rate, sure, groups, n_classes))
         if wanted.by_class or wanted.confidence is not None:
             raise UsageError(
-                "by_class and confidence are for a false-alarm rate from ID images alone; leave these options out, or "
-                "the OOD images"
+                "by_class (--by-class) and confidence (--confidence) are for a false-alarm rate from ID images alone; "
+                "leave them out, or the OOD images"
             )
         operating = choose_threshold(
             scores,

@@ -237,6 +237,7 @@ class EvaluationPage:
         assert called is not None
         return {
             "set": self._names[result.ood_set],
+            "n_id": len(result.id_scores if result.id_tested is None else result.id_tested),
             "n_ood": len(result.ood_scores),
             "threshold": result.threshold,
             "source": result.threshold_source,
@@ -315,7 +316,8 @@ def _called(result: Result) -> _Called | None:
     if result.threshold is None:
         return None
     # float64 on both sides, as in decide.threshold
-    wrong = np.asarray(result.id_scores, np.float64) > result.threshold
+    tested = result.id_scores if result.id_tested is None else result.id_tested
+    wrong = np.asarray(tested, np.float64) > result.threshold
     right = np.asarray(result.ood_scores, np.float64) > result.threshold
     images = int(wrong.sum() + right.sum())
     return _Called(float(wrong.mean()), float(right.mean()), images, int(right.sum()) / images if images else 1.0)

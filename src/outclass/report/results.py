@@ -30,6 +30,7 @@ class Result:
         metrics: by the names of ``decide.metrics``; other names are shown as they are, None and counts are left out.
         threshold: on ood_score; None without one.
         threshold_source: where it comes from.
+        id_tested: ID scores that the threshold was not calibrated on; None = all of them.
     """
 
     detector: str
@@ -39,6 +40,7 @@ class Result:
     metrics: Mapping[str, float | None]
     threshold: float | None = None
     threshold_source: ThresholdSource | None = None
+    id_tested: Floats | None = None
 
 
 @dataclass(frozen=True, eq=False)
