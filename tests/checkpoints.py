@@ -8,13 +8,19 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
     BertTokenizerFast,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
+    MetaClip2Config,
+    MetaClip2Model,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
 )
@@ -22,6 +28,7 @@ from transformers import (
 WORDS = ["a photo of a cat", "a photo of a dog", "a red car", "a bird on a tree", "one two three four five six"]
 SIZE = 32
 CONTEXT = 24
+LOUD = 5  # random weights are made so much larger: at their own 0.02 all inputs give nearly one vector
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _VISION = {**_TOWER, "image_size": SIZE, "patch_size": 8}
@@ -50,6 +57,51 @@ def save_clip(folder: Path, seed: int = 0, **processor: object) -> Path:
     tokenizer.save_pretrained(folder)
     crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
     return _save_processor(folder, "CLIPImageProcessor", {**crop, **processor})
+
+
+def save_metaclip2(folder: Path, seed: int = 0, **processor: object) -> Path:
+    """A MetaCLIP 2: CLIP's towers, a tokenizer of many languages whose end is its id 2."""
+    tokenizer = _words_tokenizer(masked=True)
+    tokenizer.save_pretrained(folder)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT, "projection_dim": 24}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(seed)
+    vision = {**_VISION, "projection_dim": 24}
+    config = MetaClip2Config(text_config={**_TOWER, **text, **ends}, vision_config=vision, projection_dim=24)
+    _loud(MetaClip2Model(config)).save_pretrained(folder)
+    crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    return _save_processor(folder, "CLIPImageProcessor", {**crop, **processor})
+
+
+def save_altclip(folder: Path, seed: int = 0, **processor: object) -> Path:
+    """An AltCLIP: RoBERTa's text tower, which counts positions from behind the padding's id."""
+    tokenizer = _words_tokenizer(masked=True)
+    tokenizer.model_max_length = 10**9  # as some checkpoints have it: the model's own positions are the limit
+    tokenizer.save_pretrained(folder)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT + 1, "project_dim": 32}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(seed)
+    config = AltCLIPConfig(text_config={**_TOWER, **text, **ends}, vision_config=_VISION, projection_dim=24)
+    _loud(AltCLIPModel(config)).save_pretrained(folder)
+    crop = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    return _save_processor(folder, "CLIPImageProcessor", {**crop, **processor})
+
+
+def save_naflex(folder: Path) -> Path:
+    """A SigLIP 2 of variable resolution."""
+    tokenizer = _words_tokenizer()
+    tokenizer.save_pretrained(folder)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**_TOWER, "patch_size": 8, "num_patches": 16}
+    Siglip2Model(Siglip2Config(text_config={**_TOWER, **text}, vision_config=vision)).save_pretrained(folder)
+    return _save_processor(folder, "Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 16})
+
+
+def save_siglip2(folder: Path, seed: int = 0, **processor: object) -> Path:
+    """A SigLIP 2 of fixed resolution: SigLIP with a tokenizer that forgets to lower-case, as the published ones do."""
+    save_siglip(folder, seed, **processor)
+    _words_tokenizer(lower=False).save_pretrained(folder)
+    return folder
 
 
 def save_siglip(folder: Path, seed: int = 0, **processor: object) -> Path:
@@ -85,19 +137,19 @@ def save_chinese_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def _loud(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights five times as large: at their own 0.02 all inputs give nearly one vector."""
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if weights.ndim >= 2 and "embedding" not in name:
-                weights.mul_(5)
+                weights.mul_(LOUD)
     return model
 
 
-def _words_tokenizer() -> PreTrainedTokenizerFast:
+def _words_tokenizer(lower: bool = True, masked: bool = False) -> PreTrainedTokenizerFast:
     words = sorted({word for line in WORDS for word in line.split()})
     vocab = {word: row for row, word in enumerate(["<pad>", "<unk>", "</s>", *words])}
     whole = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    whole.normalizer = normalizers.Lowercase()
+    if lower:
+        whole.normalizer = normalizers.Lowercase()
     whole.pre_tokenizer = pre_tokenizers.Whitespace()
     whole.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocab["</s>"])])
     return PreTrainedTokenizerFast(
@@ -105,8 +157,8 @@ def _words_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="</s>",
-        model_max_length=16,
-        model_input_names=["input_ids"],
+        model_max_length=CONTEXT if masked else 16,
+        model_input_names=["input_ids", "attention_mask"] if masked else ["input_ids"],
     )
 
 

@@ -22,16 +22,17 @@ TEXTS = [
 LONG = "a photo of a cat and " * 400
 
 
-@pytest.fixture(scope="module", params=["toy", "lite", "onnx", "hf"])
+@pytest.fixture(scope="module", params=["toy", "lite", "onnx", "hf", "hf-siglip2"])
 def encoder(request, tmp_path_factory):
     if request.param == "onnx":
         return load_encoder(f"onnx:{FOLDER}")
-    if request.param != "hf":
+    if not request.param.startswith("hf"):
         return load_encoder(request.param)
     if find_spec("torch") is None or find_spec("transformers") is None:
         pytest.skip("torch and transformers are not installed")
     checkpoints = pytest.importorskip("checkpoints", reason="no maker of tiny checkpoints")
-    return load_encoder(str(checkpoints.save_clip(tmp_path_factory.mktemp("clip"))))
+    save = checkpoints.save_siglip2 if request.param == "hf-siglip2" else checkpoints.save_clip
+    return load_encoder(str(save(tmp_path_factory.mktemp("encoder") / "checkpoint")))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from conftest import run
 
 from outclass import Guard, UsageError, load_encoder
+from outclass.encoders.toy import ToyEncoder
 from outclass.words.classes import ClassSet
 from outclass.words.prompts import DEFAULT_TEMPLATES, TEMPLATE_SETS, check_templates, encode_ensembles
 
@@ -84,3 +85,31 @@ def test_the_command_line_takes_a_set(photos):
 def test_every_encoder_gives_unit_rows_so_that_the_order_of_averaging_is_one():
     vectors = load_encoder("toy").encode_texts(["a photo of a red", "blue"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+class Lengths(ToyEncoder):
+    """The toy with text vectors of unlike lengths: a text that starts with "the" counts ten times."""
+
+    def encode_raw_texts(self, texts):
+        factor = np.array([10.0 if text.startswith("the") else 1.0 for text in texts], np.float32)
+        return self.encode_texts(texts) * factor[:, None]
+
+
+def test_the_ensembling_order_is_kept_in_the_guard_and_used_for_later_classes(tmp_path):
+    templates = ("the {}", "a {}")
+    guards = {order: Guard("red,a thing", Lengths(), templates=templates, ensemble=order) for order in ("unit", "raw")}
+    one, other = (guard.class_set.vectors[1] for guard in guards.values())
+    assert one @ other < 0.99, "the longer text weighs more"
+    nearly = Lengths().encode_texts(["the a thing"])[0]
+    assert other @ nearly > one @ nearly
+    guards["raw"].add_classes("odd thing")
+    guards["raw"].save(tmp_path / "a")
+    again = Guard.load(tmp_path / "a", Lengths())
+    assert again.class_set.order == "raw"
+    whole = Guard("red,a thing,odd thing", Lengths(), templates=templates, ensemble="raw")
+    np.testing.assert_allclose(again.class_set.vectors, whole.class_set.vectors, atol=1e-6)
+
+
+def test_an_encoder_that_gives_unit_texts_cannot_average_raw_ones():
+    with pytest.raises(UsageError, match="'raw'.*'toy'.*'unit'"):
+        Guard("red,blue", "toy", ensemble="raw")

@@ -29,7 +29,7 @@ from outclass.records import Features, Prediction, Rows, Verdict
 from outclass.scan import Scan
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import NONE, WORDNET, Negatives, check_apart, choose, mine
-from outclass.words.prompts import DEFAULT_TEMPLATES
+from outclass.words.prompts import DEFAULT_ORDER, DEFAULT_TEMPLATES
 
 log = logging.getLogger("outclass")
 
@@ -62,6 +62,8 @@ class Guard(Learner):
         negatives: words that are none of the classes, for the detectors that use them: ``wordnet`` (the default),
             ``none``, or your own, as a comma list, ``.txt`` file or iterable.
         templates: prompt templates with ``{}`` for the name, or the name of a set (``photo``, ``general``, ``csp``).
+        ensemble: how the texts of a class are averaged: ``unit`` (unit vectors, the default) or ``raw`` (vectors as the
+            text tower gives them, as the code of CSP does; Hugging Face and open_clip encoders only).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         threads: CPU threads; None = all cores this process may use.
         batch_size: images a call of the encoder; None = what suits it.
@@ -81,13 +83,14 @@ class Guard(Learner):
         *,
         negatives: Any = None,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+        ensemble: str = DEFAULT_ORDER,
         device: str = "auto",
         threads: int | None = None,
         batch_size: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         loaded = load_encoder(encoder, device, threads)
-        class_set = ClassSet.build(classes, loaded, templates)
+        class_set = ClassSet.build(classes, loaded, templates, ensemble)
         chosen = choose_detector(detector, loaded.info, negatives)
         words = None
         if "negatives" in chosen.info.needs:

@@ -210,6 +210,7 @@ class Judge:
             "encoder": {"name": info.name, "fingerprint": info.fingerprint},
             "classes": [one.to_dict() for one in self.class_set.classes],
             "templates": list(self.class_set.templates),
+            "order": self.class_set.order,
             "detector": {"name": self.detector.info.name, "params": self.detector.params},
             "negatives": self.negatives.to_dict() if self.negatives else None,
             "threshold": asdict(self.threshold) if self.threshold else None,
@@ -240,7 +241,9 @@ class Judge:
         about, arrays = stored.load(path, "guard")
         try:
             name, fingerprint = about["encoder"]["name"], about["encoder"]["fingerprint"]
-            class_set = ClassSet.restore(about["classes"], arrays["classes"], about["templates"], fingerprint)
+            class_set = ClassSet.restore(
+                about["classes"], arrays["classes"], about["templates"], fingerprint, about["order"]
+            )
             detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
             negatives, threshold, evidence, fitted = about["negatives"], about["threshold"], None, None
             if kept := about["evidence"]:

@@ -61,6 +61,7 @@ def encoders() -> None:
         (
             one.name,
             one.title,
+            one.speed,
             f"{one.download} MB" + (" (cached)" if _cached(one.name) else "") if one.download else "no",
             one.languages,
             one.licence,
@@ -68,7 +69,7 @@ def encoders() -> None:
         )
         for one in KNOWN
     ]
-    table(("name", "what", "download", "languages", "licence", "needs"), rows)
+    table(("name", "what", "speed", "download", "languages", "licence", "needs"), rows)
 
 
 def doctor() -> None:
@@ -156,6 +157,6 @@ def _hub_cache() -> str:
 
 
 def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+    from outclass.encoders.hub import find_cached
 
-    return "/" in name and isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return "/" in name and ":" not in name and find_cached(name) is not None

@@ -6,7 +6,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from outclass.encoders.base import Encoder, EncoderInfo, Vectors
 from outclass.errors import UsageError
-from outclass.words.prompts import DEFAULT_TEMPLATES, check_templates, encode_ensembles
+from outclass.words.prompts import DEFAULT_ORDER, DEFAULT_TEMPLATES, check_templates, encode_ensembles
 
 # Languages whose everyday words are written in something else than Latin letters.
 SCRIPTS = {
@@ -79,12 +79,14 @@ class ClassSet:
         vectors: (k, d) float32 unit rows, one a class.
         templates: what was put around the names.
         encoder: fingerprint of the encoder that made the vectors.
+        order: how the texts of a class are averaged, see ``encode_ensembles``.
     """
 
     classes: tuple[ClassName, ...]
     vectors: Vectors = field(repr=False)
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     encoder: str = ""
+    order: str = DEFAULT_ORDER
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,13 +94,20 @@ class ClassSet:
         return tuple(one.name for one in self.classes)
 
     @classmethod
-    def build(cls, classes: Any, encoder: Encoder, templates: str | Sequence[str] = DEFAULT_TEMPLATES) -> ClassSet:
+    def build(
+        cls,
+        classes: Any,
+        encoder: Encoder,
+        templates: str | Sequence[str] = DEFAULT_TEMPLATES,
+        order: str = DEFAULT_ORDER,
+    ) -> ClassSet:
         """Encode the class names.
 
         Args:
             classes: whatever ``parse_classes`` takes.
             encoder: makes the text vectors.
             templates: one or several prompt templates.
+            order: how the texts of a class are averaged, see ``encode_ensembles``.
 
         Raises:
             UsageError: empty, doubled or unreadable names, or a language the encoder does not know.
@@ -106,22 +115,22 @@ class ClassSet:
         parsed = parse_classes(classes)
         templates = check_templates(templates)
         check_language(parsed, encoder.info)
-        vectors = encode_ensembles([one.texts(templates) for one in parsed], encoder)
-        return cls(parsed, vectors, templates, encoder.info.fingerprint)
+        vectors = encode_ensembles([one.texts(templates) for one in parsed], encoder, order)
+        return cls(parsed, vectors, templates, encoder.info.fingerprint, order)
 
     @classmethod
     def restore(
-        cls, classes: Sequence[dict[str, Any]], vectors: Vectors, templates: Sequence[str], encoder: str
+        cls, classes: Sequence[dict[str, Any]], vectors: Vectors, templates: Sequence[str], encoder: str, order: str
     ) -> ClassSet:
         """What ``ClassName.to_dict`` and the vectors said, as a set again."""
-        return cls(tuple(ClassName.from_dict(one) for one in classes), vectors, tuple(templates), encoder)
+        return cls(tuple(ClassName.from_dict(one) for one in classes), vectors, tuple(templates), encoder, order)
 
     def add(self, classes: Any, encoder: Encoder) -> ClassSet:
         """The same set with more classes; only theirs are encoded."""
-        new = ClassSet.build(classes, encoder, self.templates)
+        new = ClassSet.build(classes, encoder, self.templates, self.order)
         joined = self.classes + new.classes
         check_names(joined)
-        return ClassSet(joined, np.concatenate([self.vectors, new.vectors]), self.templates, self.encoder)
+        return replace(self, classes=joined, vectors=np.concatenate([self.vectors, new.vectors]))
 
     def remove(self, names: str | Iterable[str]) -> ClassSet:
         """The same set without some classes.
@@ -135,7 +144,7 @@ class ClassSet:
         kept = [row for row, name in enumerate(self.names) if _key(name) not in gone]
         if not kept:
             raise UsageError("cannot remove every class; at least one has to be left")
-        return ClassSet(tuple(self.classes[row] for row in kept), self.vectors[kept], self.templates, self.encoder)
+        return replace(self, classes=tuple(self.classes[row] for row in kept), vectors=self.vectors[kept])
 
 
 def parse_classes(classes: Any, what: str = "class") -> tuple[ClassName, ...]:

@@ -138,7 +138,7 @@ def mine(class_set: ClassSet, encoder: Encoder, share: float = 0.15, conjugated:
             f"the vocabulary is English, but the encoder {encoder.info.name!r} knows {', '.join(languages)}; name your "
             "own negatives (--negatives) or use --detector max_logit"
         )
-    pool = word_pool(encoder, class_set.templates, conjugated)
+    pool = word_pool(encoder, class_set.templates, conjugated, class_set.order)
     vectors = pool.packed.unpack()
     cosines = vectors @ class_set.vectors.T
     leaks = filter_leaks(pool.words, class_set.classes, cosines=cosines)
@@ -182,7 +182,7 @@ def typed(words: Any, class_set: ClassSet, encoder: Encoder) -> Negatives:
     parsed = parse_classes(words, "negative")
     check_language(parsed, encoder.info, "negative")
     check_apart([one.name for one in parsed], class_set)
-    vectors = encode_ensembles([one.texts(class_set.templates) for one in parsed], encoder)
+    vectors = encode_ensembles([one.texts(class_set.templates) for one in parsed], encoder, class_set.order)
     return Negatives(tuple(one.name for one in parsed), vectors, "user")
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from outclass import stored
 from outclass.encoders.base import Encoder, Vectors, unit_rows
 from outclass.errors import MismatchError, UsageError
-from outclass.words.prompts import encode_ensembles
+from outclass.words.prompts import DEFAULT_ORDER, encode_ensembles
 from outclass.words.vocabulary import POOL_SIZE, Pos, Vocabulary
 
 log = logging.getLogger("outclass")
@@ -73,13 +73,16 @@ class WordPool:
     packed: PackedVectors
 
 
-def word_pool(encoder: Encoder, templates: Sequence[str], conjugated: bool = False) -> WordPool:
+def word_pool(
+    encoder: Encoder, templates: Sequence[str], conjugated: bool = False, order: str = DEFAULT_ORDER
+) -> WordPool:
     """The vocabulary's pool as the encoder sees it; from the package or the cache, or computed with a progress bar.
 
     Args:
         encoder: makes the vectors where they are not at hand.
         templates: put around every word, as around the class names.
         conjugated: join each adjective with a broad thing ("striped pattern"), as CSP does.
+        order: how the texts of a word are averaged, see ``encode_ensembles``.
     """
     pool = Vocabulary.wordnet().pool(POOL_SIZE)
     texts = tuple(
@@ -90,13 +93,14 @@ def word_pool(encoder: Encoder, templates: Sequence[str], conjugated: bool = Fal
         "encoder": encoder.info.fingerprint,
         "templates": list(templates),
         "words": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        **({"order": order} if order != DEFAULT_ORDER else {}),
     }
     key = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:24]
     cached = cache_folder() / "words" / f"{key}.safetensors"
     for path in (SHIPPED, cached):
         if (packed := _read(path, about)) is not None:
             return WordPool(texts, pool.pos, packed)
-    packed = PackedVectors.pack(_encode(texts, encoder, templates))
+    packed = PackedVectors.pack(_encode(texts, encoder, templates, order))
     try:
         stored.save(cached, "words", about, {"codes": packed.codes, "scales": packed.scales})
     except UsageError as error:  # a read-only home is no reason to stop
@@ -128,7 +132,7 @@ def _read(path: Path, about: Mapping[str, object]) -> PackedVectors | None:
     return PackedVectors(arrays["codes"], arrays["scales"])
 
 
-def _encode(texts: Sequence[str], encoder: Encoder, templates: Sequence[str]) -> Vectors:
+def _encode(texts: Sequence[str], encoder: Encoder, templates: Sequence[str], order: str) -> Vectors:
     from outclass.progress import track
 
     log.warning(
@@ -140,7 +144,8 @@ def _encode(texts: Sequence[str], encoder: Encoder, templates: Sequence[str]) ->
     parts = []
     for start in steps:
         words = texts[start : start + TEXTS_A_STEP]
-        parts.append(encode_ensembles([[one.replace("{}", word) for one in templates] for word in words], encoder))
+        groups = [[one.replace("{}", word) for one in templates] for word in words]
+        parts.append(encode_ensembles(groups, encoder, order))
     return np.concatenate(parts)
 
 

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from outclass.encoders.base import Encoder, Vectors, unit_rows
+from outclass.encoders.base import Encoder, RawTextEncoder, Vectors, unit_rows
 from outclass.errors import UsageError
 
 # MCM's prompt, without a full stop; ensembles of several are not free (they can lower AUROC), so one is the default.
 DEFAULT_TEMPLATES = ("a photo of a {}",)
 
-# Sets of templates by name; the vectors of a set's texts are averaged, each of unit length (``encode_ensembles``).
-# Some published code averages before it normalises; there is no such option, as every encoder here gives unit rows.
+ENSEMBLE_ORDERS = ("unit", "raw")
+DEFAULT_ORDER = "unit"
+
+# Sets of templates by name; the vectors of a set's texts are averaged (``encode_ensembles``).
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "photo": DEFAULT_TEMPLATES,
     # What differs between photographs of one thing: distance, place in the picture, light, view, quality, medium.
@@ -92,19 +94,34 @@ def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def encode_ensembles(groups: Sequence[Sequence[str]], encoder: Encoder) -> Vectors:
-    """One vector for every group of texts: the mean of their unit vectors, normalised (the order of CLIP's notebook).
+def encode_ensembles(groups: Sequence[Sequence[str]], encoder: Encoder, order: str = DEFAULT_ORDER) -> Vectors:
+    """One vector for every group of texts: the mean of their vectors, normalised.
 
     Args:
         groups: k groups, each of at least one text.
         encoder: makes the text vectors.
+        order: of what the mean is: ``unit`` (of unit vectors, as in CLIP's notebook) or ``raw`` (of vectors as the
+            text tower gives them, as in the code of CSP and NegRefine: longer ones count more).
 
     Returns:
         (k, d) float32, unit rows.
+
+    Raises:
+        UsageError: no such order, or ``raw`` of an encoder that gives unit rows only.
     """
+    if order not in ENSEMBLE_ORDERS:
+        raise UsageError(f"unknown ensembling order {order!r}; expected one of {', '.join(ENSEMBLE_ORDERS)}")
     texts = list(dict.fromkeys(text for group in groups for text in group))
     row = {text: index for index, text in enumerate(texts)}
-    vectors = encoder.encode_texts(texts)
+    if order == "unit":
+        vectors = encoder.encode_texts(texts)
+    elif isinstance(encoder, RawTextEncoder):
+        vectors = encoder.encode_raw_texts(texts)
+    else:
+        raise UsageError(
+            f"the ensembling order 'raw' averages text vectors before they are normalised, but the encoder "
+            f"{encoder.info.name!r} gives them normalised; use 'unit', or a Hugging Face or open_clip encoder"
+        )
     if not groups:
         return np.empty((0, encoder.info.dim), np.float32)
     return unit_rows(np.stack([vectors[[row[text] for text in group]].mean(axis=0) for group in groups]))

@@ -1,0 +1,155 @@
+"""Finding a Hugging Face checkpoint: a folder, the hub's cache, or a download into it. Nothing is ever deleted.
+
+Weights are read from safetensors; where a repository has none, from the conversion that the hub's own bot offers as a
+pull request; else from a ``.bin``, tensors only. No code from a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from outclass.errors import EncoderError
+
+log = logging.getLogger("outclass")
+
+HUB_PATIENCE_S = 10  # the hub client itself waits for ever on a network that swallows packets
+CONVERTER, CONVERSION = "SFconvertbot", "Adding `safetensors` variant of this model"
+
+SAFE, OLD = "model.safetensors", "pytorch_model.bin"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+HUB_FILES = ["*.json", "*.txt", "*.model", SAFE, "model-*-of-*.safetensors"]
+HUB_FILES_OLD = [OLD, "pytorch_model-*-of-*.bin"]
+TOP: dict[str, Any] = {"ignore_patterns": "*/*"}  # sub-folders hold other formats
+
+
+def find_checkpoint(model: str) -> Path:
+    """The folder of a checkpoint: the one named, else the hub's cache without asking the network, else a download.
+
+    Args:
+        model: a folder, or a hub id, OWNER/NAME.
+
+    Raises:
+        EncoderError: it is nowhere, or not whole.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if missing := lacking(folder):
+            raise EncoderError(f"{folder} is no whole checkpoint: {', '.join(missing)} missing; copy it again")
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or "\\" in model or model.count("/") > 1:
+        raise EncoderError(f"there is no checkpoint folder {model!r}; expected a folder or a hub id, OWNER/NAME")
+    return find_cached(model) or _download(model)
+
+
+def find_cached(model: str) -> Path | None:
+    """The whole checkpoint in the hub's cache, found without the network; None = not there, or parts are missing."""
+    import huggingface_hub as hub
+
+    place = Path(hub.constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+    # The name of a conversion's revision is refs/pr/N, and the cache keeps it as the file refs/refs/pr/N.
+    converted = [f"refs/pr/{ref.name}" for ref in sorted(place.glob("refs/refs/pr/*"))]
+    whole = []
+    for revision in (None, *converted):
+        known = {"revision": revision, "local_files_only": True, **TOP}
+        with contextlib.suppress(OSError, ValueError):  # not cached, or no valid id: the hub's own answer says more
+            found = Path(hub.snapshot_download(model, allow_patterns=HUB_FILES, **known))
+            if not lacking(found) and (revision is None or is_safe(found)):
+                whole.append(found)
+    return next((folder for folder in whole if is_safe(folder)), whole[0] if whole else None)
+
+
+def _download(model: str) -> Path:
+    import huggingface_hub as hub
+
+    cache, offline = hub.constants.HF_HUB_CACHE, hub.constants.HF_HUB_OFFLINE
+    try:
+        api = hub.HfApi()
+        about = api.model_info(model, timeout=HUB_PATIENCE_S, files_metadata=True)
+        size = {file.rfilename: file.size or 0 for file in about.siblings or []}
+        revision, wanted = None, HUB_FILES
+        if not size.keys() & {SAFE, f"{SAFE}.index.json"}:
+            revision = _conversion(api, model, about.sha)
+            wanted = HUB_FILES if revision else HUB_FILES + HUB_FILES_OLD
+        weights = sum(size[name] for name in size if re.fullmatch(r"(pytorch_)?model[^/]*\.(safetensors|bin)", name))
+        log.info("downloading %s, about %.0f MB, into the cache %s", model, weights / 1e6, cache)
+        folder = Path(hub.snapshot_download(model, revision=revision, allow_patterns=wanted, **TOP))
+    except Exception as error:  # the client lets its HTTP library's own errors through
+        raise EncoderError(
+            f"encoder {model!r} is no folder here, is not whole in the cache {cache}, and could not be downloaded: "
+            f"{reason(error)}. Check the name, the network and HF_HUB_OFFLINE (it forbids downloads; now "
+            f"{'on' if offline else 'off'}); --encoder lite needs no download"
+        ) from error
+    if missing := lacking(folder):
+        raise EncoderError(
+            f"the hub's {model!r} is no checkpoint that outclass reads: it lacks {', '.join(missing)}; expected "
+            "safetensors or a tensors-only .bin of transformers (a model of open_clip is openclip:NAME/PRETRAINED)"
+        )
+    return folder
+
+
+def _conversion(api: Any, model: str, head: str | None) -> str | None:
+    """The revision of the bot's open pull request with safetensors made from the newest weights; None = there is none.
+
+    Anybody can open a pull request of that title, so the author is checked; and weights that changed since would be
+    others than those of the repository.
+    """
+    kind = {"author": CONVERTER, "discussion_type": "pull_request", "discussion_status": "open"}
+    try:
+        for request in api.get_repo_discussions(model, **kind):
+            if request.author == CONVERTER and request.title == CONVERSION:
+                revision = f"refs/pr/{request.num}"
+                commits = [commit.commit_id for commit in api.list_repo_commits(model, revision=revision)]
+                if head in commits[1:2]:
+                    return revision
+    except Exception as error:  # discussions may be closed to us: the .bin is still there
+        log.debug("no safetensors conversion of %s found: %s", model, reason(error))
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that are read, safetensors first; empty = none is named."""
+    for name in (SAFE, OLD):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / part for part in sorted(set(parts))]
+    return []
+
+
+def is_safe(folder: Path) -> bool:
+    """Whether the weights that are read are safetensors."""
+    return all(file.suffix == ".safetensors" for file in weight_files(folder))
+
+
+def lacking(folder: Path) -> list[str]:
+    """Files that a whole checkpoint has and this folder has not."""
+    choices = [("config.json",), ("preprocessor_config.json", "processor_config.json"), TOKENIZERS]
+    missing = [names[0] for names in choices if not any((folder / name).is_file() for name in names)]
+    return missing + [file.name for file in weight_files(folder) or [folder / SAFE] if not file.is_file()]
+
+
+def weights_hash(folder: Path, config: Any) -> str:
+    """Hash of the weight files, and of what the same weights can be run with: activation, heads, epsilon."""
+    maker: list[Any] = []
+    for file in weight_files(folder):
+        digest = file.resolve().name  # in the hub's cache a large file is a link to a blob named by its hash
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        maker.append(digest)
+    for key in ("hidden_act", "num_attention_heads", "layer_norm_eps"):
+        maker += [getattr(tower, key, None) for tower in (config.vision_config, config.text_config)]
+    return hashlib.sha256(json.dumps(maker).encode()).hexdigest()
+
+
+def reason(error: Exception) -> str:
+    """One line that names an error and its message, for an error of ours to quote."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
