@@ -111,5 +111,5 @@ def test_the_ensembling_order_is_kept_in_the_guard_and_used_for_later_classes(tm
 
 
 def test_an_encoder_that_gives_unit_texts_cannot_average_raw_ones():
-    with pytest.raises(UsageError, match="'raw'.*'toy'.*'unit'"):
+    with pytest.raises(UsageError, match=r"'raw'.*'toy'.*'unit'"):
         Guard("red,blue", "toy", ensemble="raw")

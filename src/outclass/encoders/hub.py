@@ -50,6 +50,7 @@ def find_checkpoint(model: str) -> Path:
 def find_cached(model: str) -> Path | None:
     """The whole checkpoint in the hub's cache, found without the network; None = not there, or parts are missing."""
     import huggingface_hub as hub
+    import huggingface_hub.constants
 
     place = Path(hub.constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
     # The name of a conversion's revision is refs/pr/N, and the cache keeps it as the file refs/refs/pr/N.
@@ -66,6 +67,7 @@ def find_cached(model: str) -> Path | None:
 
 def _download(model: str) -> Path:
     import huggingface_hub as hub
+    import huggingface_hub.constants
 
     cache, offline = hub.constants.HF_HUB_CACHE, hub.constants.HF_HUB_OFFLINE
     try:
