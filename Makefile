@@ -5,7 +5,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SPEC := pyproject.toml constraints.txt
 
-.PHONY: demo test test-long test-oldest lint bench lite clean
+.PHONY: demo test test-long test-oldest test-openclip lint bench lite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/outclass demo
@@ -24,6 +24,15 @@ test-oldest: build/oldest/.done
 build/oldest/.done: oldest.txt pyproject.toml
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --requirement oldest.txt --editable .
+	touch $@
+
+# The open_clip encoders against open_clip itself, in an environment of their own (6 GB).
+test-openclip: build/openclip/.done
+	build/openclip/bin/python -m pytest tests/openclip
+
+build/openclip/.done: openclip.txt pyproject.toml
+	$(PYTHON) -m venv build/openclip
+	build/openclip/bin/python -m pip --disable-pip-version-check --quiet install --requirement openclip.txt --editable .
 	touch $@
 
 lint: $(VENV)/.dev

@@ -5,6 +5,7 @@ Normalisation (mean, std) is the encoder's own business, so what travels between
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ class Preprocess:
         resize_to: length of the short side before the crop, pixels; >= size. Ignored by ``squash``.
         interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``, with antialiasing as in Pillow.
         mean, std: per channel, on values scaled to [0, 1]; applied by the encoder.
+        margin: which pixel the crop begins at where the margin is odd: ``down`` (Hugging Face, lite) or ``even``
+            (torchvision, thus open_clip). One pixel moves vectors more than any other rounding here.
     """
 
     size: int
@@ -44,6 +47,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    margin: Literal["down", "even"] = "down"
 
     def __post_init__(self) -> None:
         if self.interpolation not in FILTERS:
@@ -59,8 +63,8 @@ class Preprocess:
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
+        """As plain JSON. The usual margin is left out: fingerprints and cards from before it was named stay valid."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("margin", "down")}
 
     @property
     def short_side(self) -> int:
@@ -111,5 +115,6 @@ def to_pixels(image: Image.Image, how: Preprocess) -> npt.NDArray[np.uint8]:
         scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
     if scaled != image.size:
         image = image.resize(scaled, kernel, box=(0, 0, width / shrunk_by, height / shrunk_by))
-    left, top = (scaled[0] - how.size) // 2, (scaled[1] - how.size) // 2
+    cut = round if how.margin == "even" else math.floor  # Python rounds a half to even, as torchvision does
+    left, top = cut((scaled[0] - how.size) / 2), cut((scaled[1] - how.size) / 2)
     return np.asarray(image.crop((left, top, left + how.size, top + how.size)))
