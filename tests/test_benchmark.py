@@ -21,10 +21,22 @@ from outclass.detectors import base
 from outclass.detectors.base import Detector, DetectorInfo
 from outclass.encoders.toy import ToyEncoder
 from outclass.errors import MissingExtraError, UsageError
+from outclass.known import leaders
 
 YELLOW, WHITE = (230, 220, 40), (245, 245, 245)
 QUICK = "max_logit,mcm,knn"
 Pairs = list[tuple[str, Image.Image]]
+
+
+@pytest.fixture(autouse=True)
+def _toy_colours_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's colours lie closer together than photographs do."""
+    monkeypatch.setattr("outclass.known.SAME", 0.99999)
+
+
+def every_other(rows: Any) -> Any:
+    """Two halves."""
+    return np.arange(len(rows)) % 2 == 1
 
 
 class Counting:
@@ -257,7 +269,9 @@ def test_the_calibrated_figures_are_honest() -> None:
     generator, figures = np.random.default_rng(0), []
     for _ in range(300):
         inside, outside = generator.normal(0, 1, 198), generator.normal(2, 1, 200)
-        figures.append(cross_calibrated(inside.astype(np.float32), outside.astype(np.float32), 0.05))
+        figures.append(
+            cross_calibrated(inside.astype(np.float32), outside.astype(np.float32), 0.05, every_other(inside))
+        )
     alarms, caught = np.mean(figures, axis=0)
     assert alarms == pytest.approx(0.05, abs=0.004)  # exactly 0.05 on average, as 0.05 * (99 + 1) is whole
     assert caught == pytest.approx(0.639, abs=0.03)  # P(N(2, 1) > 1.645); with a flipped sign it would be 0.0001
@@ -265,14 +279,14 @@ def test_the_calibrated_figures_are_honest() -> None:
 
 def test_calibration_and_test_images_are_apart() -> None:
     inside = np.tile([0.0, 1.0], 50).astype(np.float32)  # every other image is far more OOD than the rest
-    alarms, _ = cross_calibrated(inside, np.zeros(10, np.float32), 0.05)
+    alarms, _ = cross_calibrated(inside, np.zeros(10, np.float32), 0.05, every_other(inside))
     assert alarms == pytest.approx(0.5)  # a threshold that had seen all of them would ring for none
 
 
 def test_too_few_images_for_the_rate_give_no_figure() -> None:
-    outside = np.ones(5, np.float32)
-    assert cross_calibrated(np.zeros(37, np.float32), outside, 0.05) == (None, None)  # 19 are needed in each half
-    assert cross_calibrated(np.zeros(38, np.float32), outside, 0.05) == (0.0, 1.0)
+    outside, few, enough = np.ones(5, np.float32), np.zeros(37, np.float32), np.zeros(38, np.float32)
+    assert cross_calibrated(few, outside, 0.05, every_other(few)) == (None, None)  # 19 are needed in each half
+    assert cross_calibrated(enough, outside, 0.05, every_other(enough)) == (0.0, 1.0)
     row = row_of(measured(known(10), detectors="max_logit"), "max_logit", "far")
     assert row.false_alarms_at_rate is row.detection_at_rate is row.detection_accuracy_at_rate is None
 
@@ -330,7 +344,7 @@ def test_wrong_names_are_errors() -> None:
         measured(detectors="max_logit,nope")
     with pytest.raises(UsageError, match="no detector"):
         measured(detectors=[])
-    with pytest.raises(UsageError, match=r"notes for \['nowhere'\].*near, far"):
+    with pytest.raises(UsageError, match=r"no OOD set is called nowhere.*near, far"):
         measured(notes={"nowhere": "seen"})
     with pytest.raises(UsageError):
         evaluate(known(), sets(), encoder="toy", detectors="max_logit")  # in memory: nothing names the classes
@@ -387,3 +401,24 @@ def test_real_images_are_told_apart_the_right_way_round(dev: Any, lite: Any) -> 
         assert row.id_accuracy > 0.9
     assert row_of(found, "neglabel", "textures").detection_accuracy_natural > 0.8
     assert row_of(found, "knn", MEAN).false_alarms_at_rate < 0.15
+
+
+def test_what_is_nearly_the_same_stays_together_and_is_said(lite, dev, tmp_path, monkeypatch) -> None:
+    """Photographs beside JPEG copies of them: no detector may learn from the one and score the other."""
+    monkeypatch.undo()  # the limit that users have
+    for file in sorted((dev / "pets_vehicles" / "id").rglob("*.jpg"))[::6]:
+        place = tmp_path / "id" / file.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / file.name).write_bytes(file.read_bytes())
+        Image.open(file).convert("RGB").save(place / f"{file.stem}_again.jpg", quality=90)
+    ood = dev / "pets_vehicles" / "ood" / "birds"
+    found = evaluate(tmp_path / "id", ood, detectors="knn", encoder=lite)
+    lead = leaders(found.known.ids, found.known.vectors)
+    stem = [id_.removesuffix(".jpg").removesuffix("_again") for id_ in found.known.ids]
+    pairs = [(row, stem.index(one)) for row, one in enumerate(stem) if stem.index(one) != row]
+    together = [row for row, other in pairs if lead[row] == lead[other]]
+    assert len(together) > 0.8 * len(pairs) > 10
+    assert all(found.half[row] == found.half[other] for row, other in pairs if row in together)
+    assert any("nearly the same as another" in remark for remark in found.remarks)
+    # Were they apart, each would have its copy for a neighbour, at a distance of nearly nothing.
+    assert np.median(found.scores["knn"].known[together]) > 0.4

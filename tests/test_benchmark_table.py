@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BLUE, GREEN, RED, picture, save_picture
-from test_benchmark import measured, row_of, sets, shades
+from test_benchmark import _toy_colours_differ, every_other, measured, row_of, sets, shades  # noqa: F401
 from test_report import Parsed, shown_ids, thumbnails
 
 from outclass import evaluate
@@ -202,7 +202,7 @@ def test_a_large_evaluation_stays_below_five_megabytes(found: Evaluation) -> Non
     labels = np.arange(n) % 2
     large = dataclasses.replace(
         found, rows=with_means([row]), known=known, unknown=(unknown,), scores=scores, labels=labels,
-        predicted=labels, notes={},
+        predicted=labels, notes={}, half=labels == 1,
     )  # fmt: skip
     page = build_page(large, "knn", {})
     page._find = lambda _: photo
@@ -214,28 +214,28 @@ def test_a_large_evaluation_stays_below_five_megabytes(found: Evaluation) -> Non
 
 def test_the_calibration_curve_is_measured_on_images_in_between() -> None:
     inside = np.tile([0.0, 1.0], 500).astype(np.float32)  # those in between are all more OOD
-    check = calibration_check(Scores("d", inside, {}))
+    check = calibration_check(Scores("d", inside, {}), every_other(inside))
     assert check is not None
     assert (check.n_calibration, check.n_test) == (500, 500)
     assert np.all(check.actual == 1)
     inside = np.random.default_rng(0).normal(size=4000).astype(np.float32)
-    check = calibration_check(Scores("d", inside, {}))
+    check = calibration_check(Scores("d", inside, {}), every_other(inside))
     assert check is not None
     np.testing.assert_allclose(check.actual, check.requested, atol=0.03)
     assert np.all((check.low < check.requested) & (check.requested < check.high))
-    assert calibration_check(Scores("d", np.zeros(3, np.float32), {})) is None
-    assert calibration_check(Scores("d", np.zeros(38, np.float32), {})).requested[0] == 0.05
+    assert calibration_check(Scores("d", np.zeros(3, np.float32), {}), every_other(range(3))) is None
+    assert calibration_check(Scores("d", np.zeros(38, np.float32), {}), every_other(range(38))).requested[0] == 0.05
 
 
 def test_false_alarms_per_class_are_those_of_held_out_images() -> None:
-    yellow = picture((230, 220, 40))
     images = shades(RED, 60, "red/", spread=20) + shades(BLUE, 60, "blue/", spread=20)
-    images += [("red/a", picture(RED)), ("blue/b", yellow), ("red/c", picture(RED)), ("blue/d", yellow)]
+    images += [(f"blue/yellow{at}", picture((230 - 9 * at, 220 - 14 * at, 40))) for at in range(8)]
     some = measured(images, detectors="max_logit")
     scores = some.scores["max_logit"].known
-    threshold = np.sort(scores[0::2])[-(-95 * 63 // 100) - 1]  # 62 images: the 60th smallest
-    blue = np.array([id_.startswith("blue") for id_, _ in images])[1::2]
-    shares = {"blue": (scores[1::2][blue] > threshold).mean(), "red": (scores[1::2][~blue] > threshold).mean()}
+    chosen_on, tried_on = scores[~some.half], scores[some.half]
+    threshold = np.sort(chosen_on)[-(-95 * (len(chosen_on) + 1) // 100) - 1]
+    blue = np.array([id_.startswith("blue") for id_, _ in images])[some.half]
+    shares = {"blue": (tried_on[blue] > threshold).mean(), "red": (tried_on[~blue] > threshold).mean()}
     assert shares["blue"] > shares["red"]
     html = build_page(some, "max_logit", {}).render()
     rows = dict(re.findall(r'<th scope="row"[^>]*>(?:<bdi>)?(red|blue)(?:</bdi>)?</th><td class="n">([\d.]+)', html))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BLUE, GREEN, RED, command, run, save_picture
-from test_benchmark import shades
+from test_benchmark import _toy_colours_differ, shades  # noqa: F401
 from test_report import Parsed, thumbnails
 
 from outclass import evaluate

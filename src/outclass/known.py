@@ -21,7 +21,6 @@ Floats = npt.NDArray[np.float32]
 # same photograph a little brighter or cropped mostly is above 0.99, and so is 98 % of JPEG quality 75; half its size or
 # quality 50 counts as another image.
 SAME = 0.99
-COPY = 0.9999  # the same pixels in another file
 ROWS = 1024  # compared with all others at a time
 NAMED = 5  # in messages
 
@@ -90,7 +89,7 @@ class Known:
         """Two parts, the second of about this share; which image goes where is fixed by its id."""
         if not 0 <= share < 1:
             raise UsageError(f"the share of images held out must be in [0, 1), got {share!r}")
-        order = np.argsort([hashlib.sha256(id_.encode()).hexdigest() for id_ in self.ids], kind="stable")
+        order = by_hash(self.ids)
         count = round(share * len(order))
         return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
 
@@ -145,15 +144,23 @@ def _first_alike(vectors: Vectors) -> npt.NDArray[np.intp]:
     return first
 
 
-def copies(vectors: Vectors) -> npt.NDArray[np.intp]:
-    """(n,) the same number for copies of one image, directly or by way of others; -1 for images without a copy."""
-    group = np.arange(len(vectors))
-    for start in range(0, len(vectors), ROWS):
-        near = vectors[start : start + ROWS] @ vectors.T >= COPY
-        for row in np.flatnonzero(near.sum(axis=1) > 1):
-            members = np.unique(group[np.flatnonzero(near[row])])
-            group[np.isin(group, members)] = members[0]
-    return np.where(np.bincount(group, minlength=len(vectors))[group] > 1, group, -1)
+def leaders(ids: Sequence[str], vectors: Vectors) -> npt.NDArray[np.intp]:
+    """(n,) row of the image that each is nearly the same as, its own where there is none; whatever the order of rows.
+
+    Args:
+        ids: n ids; they say which of several images leads.
+        vectors: (n, d) float32 unit rows.
+    """
+    order = by_hash(ids)
+    first = _first_alike(vectors[order])
+    lead = np.arange(len(order), dtype=np.intp)
+    lead[order[first >= 0]] = order[first[first >= 0]]
+    return lead
+
+
+def by_hash(ids: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Rows in an order that is fixed by the ids and has nothing to do with what they say."""
+    return np.argsort([hashlib.sha256(id_.encode()).hexdigest() for id_ in ids], kind="stable")
 
 
 def _folder(id_: str) -> str:

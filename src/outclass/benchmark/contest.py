@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from outclass.detectors.base import all_detectors
 from outclass.encoders.base import Encoder, PatchEncoder
 from outclass.errors import UsageError
 from outclass.judge import Judge
-from outclass.known import Known, copies
+from outclass.known import Known, by_hash
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import LANGUAGE, NONE, Negatives, choose
 
@@ -103,6 +102,7 @@ class Field:
     Attributes:
         known: ID images.
         labels: (n,) class of each, by its sub-folder, else its nearest.
+        lead: (n,) the ID image that each is nearly the same as, itself where there is none.
         unknown: OOD sets.
         fitting: other ID images to fit on, with their classes; None = cross-fitting.
         encoder: of all images.
@@ -110,6 +110,7 @@ class Field:
 
     known: ImageSet
     labels: Labels
+    lead: Labels
     unknown: Sequence[ImageSet]
     fitting: tuple[Known, Labels] | None
     encoder: Encoder
@@ -133,8 +134,8 @@ def score_all(judge: Judge, on: Field) -> Scores:
         scores, others = fitted.score(known.vectors), {one.name: fitted.score(one.vectors) for one in unknown}
     else:
         every = Known(known.ids, known.vectors)
-        # Copies of an image stay together: none is scored by what learned from the other.
-        parts = [_folds(known.ids, copies(known.vectors)), *(_folds(one.ids) for one in unknown)]
+        # What is nearly the same stays together: neither is scored by what learned from the other.
+        parts = [_folds(known.ids)[on.lead], *(_folds(one.ids) for one in unknown)]
         all_scores = [np.empty(len(one.ids), np.float32) for one in (known, *unknown)]
         for fold in range(FOLDS):
             rest = np.flatnonzero(parts[0] != fold)
@@ -145,24 +146,27 @@ def score_all(judge: Judge, on: Field) -> Scores:
     return Scores(name, scores, others, None if judge.learns else judge.threshold)
 
 
-def _folds(ids: Sequence[str], together: Labels | None = None) -> Labels:
-    """(n,) part of each image, fixed by its id; parts of as equal size as can be.
-
-    Args:
-        ids: n ids.
-        together: (n,) group of images that stay in one part, that of their first by the order of the parts; -1 = none.
-    """
-    order = np.argsort([hashlib.sha256(id_.encode()).hexdigest() for id_ in ids], kind="stable")
+def _folds(ids: Sequence[str]) -> Labels:
+    """(n,) part of each image, fixed by its id; parts of as equal size as can be."""
     parts = np.empty(len(ids), np.intp)
-    parts[order] = np.arange(len(ids)) % FOLDS
-    if together is not None:
-        for group in np.unique(together[together >= 0]):
-            members = order[together[order] == group]
-            parts[members] = parts[members[0]]
+    parts[by_hash(ids)] = np.arange(len(ids)) % FOLDS
     return parts
 
 
-def rows_of(scores: Scores, rate: float, labels: Labels | None, predicted: Labels) -> list[Row]:
+def halve(lead: Labels) -> npt.NDArray[np.bool_]:
+    """(n,) which half of the ID images each belongs to: every other one, and what is nearly the same stays together.
+
+    Args:
+        lead: (n,) as ``known.leaders`` gives it.
+    """
+    half = np.zeros(len(lead), bool)
+    half[np.flatnonzero(lead == np.arange(len(lead)))[1::2]] = True
+    return np.asarray(half[lead])
+
+
+def rows_of(
+    scores: Scores, rate: float, labels: Labels | None, predicted: Labels, half: npt.NDArray[np.bool_]
+) -> list[Row]:
     """Figures of one detector, a row an OOD set.
 
     Args:
@@ -170,11 +174,12 @@ def rows_of(scores: Scores, rate: float, labels: Labels | None, predicted: Label
         rate: the false-alarm rate to calibrate for.
         labels: (n,) true classes of the ID images; None where nobody says.
         predicted: (n,) their nearest classes.
+        half: (n,) which half each belongs to, for calibrating on the other.
     """
     rows = []
     for name, unknown in scores.unknown.items():
         low, high = bootstrap_interval(auroc, scores.known, unknown)
-        alarms, caught = cross_calibrated(scores.known, unknown, rate)
+        alarms, caught = cross_calibrated(scores.known, unknown, rate, half)
         natural = scores.threshold
         rows.append(
             Row.of(
@@ -196,18 +201,21 @@ def rows_of(scores: Scores, rate: float, labels: Labels | None, predicted: Label
     return rows
 
 
-def cross_calibrated(known: Floats, unknown: Floats, rate: float) -> tuple[float | None, float | None]:
+def cross_calibrated(
+    known: Floats, unknown: Floats, rate: float, half: npt.NDArray[np.bool_]
+) -> tuple[float | None, float | None]:
     """What a user gets: the threshold from one half of the ID images, tried on the other half, and the other way round.
 
     Args:
         known: (n,) ``ood_score`` of ID images, higher = more OOD.
         unknown: (m,) of OOD images.
         rate: false-alarm rate asked for, (0, 1).
+        half: (n,) which half each ID image belongs to.
 
     Returns:
         False-alarm rate and detection rate, each the mean of the two; None where the halves are too small for the rate.
     """
-    halves = known[0::2], known[1::2]
+    halves = known[~half], known[half]
     if min(map(len, halves)) < images_needed(rate):
         return None, None
     measured = []

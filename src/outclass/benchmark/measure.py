@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from outclass import atomic
-from outclass.benchmark.contest import FOLDS, Field, Scores, contestants, is_all, rows_of, score_all
+from outclass.benchmark.contest import FOLDS, Field, Scores, contestants, halve, is_all, rows_of, score_all
 from outclass.benchmark.sets import ImageSet, open_sets
 from outclass.benchmark.table import Row, cells, legend, to_csv, to_markdown, with_means
 from outclass.decide.bootstrap import Difference, paired_bootstrap
-from outclass.decide.calibration import check_share
+from outclass.decide.calibration import check_share, images_needed
 from outclass.decide.metrics import auroc
 from outclass.encoders.base import Encoder, load_encoder
 from outclass.encoders.stream import encode_stream
@@ -26,11 +26,13 @@ from outclass.errors import MissingExtraError, UsageError
 from outclass.images.decode import MAX_PIXELS, PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import open_source
-from outclass.known import Known
+from outclass.known import Known, leaders
 from outclass.progress import track
 from outclass.records import html_table, to_pandas
 from outclass.words.classes import ClassSet
 from outclass.words.prompts import DEFAULT_TEMPLATES
+
+FEW = 20  # images
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +48,11 @@ class Evaluation:
         class_set: the known classes.
         labels: (n,) true class of each ID image; None where its sub-folders do not say.
         predicted: (n,) nearest class of each ID image.
+        half: (n,) the ID images in two halves, to calibrate on the one and try on the other.
         left_out: detector -> why it did not run.
         false_alarm_rate: what thresholds were calibrated for.
         notes: OOD set -> what a reader must know of it.
-        remarks: what became of images to fit on that could not be used.
+        remarks: what a reader should know of the images: few, nearly the same, or not used.
         about: encoder, prompts and versions, as plain JSON.
     """
 
@@ -60,6 +63,7 @@ class Evaluation:
     class_set: ClassSet
     labels: npt.NDArray[np.intp] | None
     predicted: npt.NDArray[np.intp]
+    half: npt.NDArray[np.bool_]
     left_out: Mapping[str, str]
     false_alarm_rate: float
     notes: Mapping[str, str]
@@ -192,7 +196,8 @@ def evaluate(
     id_source, (id_name, sets) = open_source(id), open_sets(id, ood)
     if unknown_notes := set(notes or ()) - {name for name, _ in sets}:
         raise UsageError(
-            f"notes for {sorted(unknown_notes)}, but the OOD sets are called {', '.join(name for name, _ in sets)}"
+            f"no OOD set is called {', '.join(sorted(unknown_notes))} (--seen, or notes); they are called "
+            f"{', '.join(name for name, _ in sets)}"
         )
     if classes is None:
         if not isinstance(id, (str, os.PathLike)):
@@ -218,7 +223,22 @@ def evaluate(
         learned_from = Known.gather(batches, loaded.info.dim, apart_from=known.vectors)
         remarks = [note.replace("the detector was fitted on them", "they are tested") for note in learned_from.notes()]
         fitting = learned_from, learner.labels(learned_from, folders)[0]
-    field_ = Field(known, np.where(labels < 0, predicted, labels), unknown, fitting, loaded)
+    lead = leaders(known.ids, known.vectors)
+    half = halve(lead)
+    if repeated := int((lead != np.arange(len(lead))).sum()):
+        remarks.append(
+            f"{repeated:,} of {len(lead):,} ID images are nearly the same as another: they count in n, and stay with "
+            "it in cross-fitting and calibration"
+        )
+    for one in (known, *unknown):
+        if len(one.ids) < FEW:
+            remarks.append(f"{one.name} has {len(one.ids)} images: with fewer than {FEW} figures say next to nothing")
+    if min(half.sum(), (~half).sum()) < images_needed(rate):
+        remarks.append(
+            f"the false-alarm rate {rate:g} takes {images_needed(rate):,} images in either half of the {len(half):,} "
+            "ID images, so nothing is said of calibrated thresholds"
+        )
+    field_ = Field(known, np.where(labels < 0, predicted, labels), lead, unknown, fitting, loaded)
     scores: dict[str, Scores] = {}
     for name, judge in judges.items():
         try:
@@ -227,7 +247,7 @@ def evaluate(
             if not is_all(names):
                 raise
             left_out[name] = str(error)
-    rows = [row for one in scores.values() for row in rows_of(one, rate, told, predicted)]
+    rows = [row for one in scores.values() for row in rows_of(one, rate, told, predicted, half)]
     return Evaluation(
         rows=with_means(rows),
         known=known,
@@ -236,6 +256,7 @@ def evaluate(
         class_set=class_set,
         labels=told,
         predicted=predicted,
+        half=half,
         left_out=left_out,
         false_alarm_rate=rate,
         notes=dict(notes or {}),

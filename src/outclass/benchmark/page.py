@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from outclass.benchmark.contest import Scores
 from outclass.benchmark.measure import Evaluation
@@ -19,6 +20,8 @@ from outclass.images.decode import ImageLike
 from outclass.report.evaluation import EvaluationPage
 from outclass.report.results import ALARM, MISSED, CalibrationCheck, ClassAlarms, Mistake, Result
 
+Rows = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 SHOWN = tuple(name for name in FIGURES if name not in ("auroc_low", "auroc_high"))
 REQUESTED = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)  # false-alarm rates of the calibration curve
 
@@ -28,8 +31,8 @@ def build_page(
 ) -> EvaluationPage:
     """The page of an evaluation.
 
-    The threshold that its pictures show is the natural one of the detector or, without one, calibrated on every other
-    ID image; then false alarms and mistakes are those of the images in between.
+    The threshold that its pictures show is the natural one of the detector or, without one, calibrated on one half of
+    the ID images; then false alarms and mistakes are those of the other half.
 
     Args:
         evaluation: what was measured.
@@ -43,7 +46,7 @@ def build_page(
     if detector not in evaluation.scores:
         raise UsageError(f"cannot show {detector!r}: the detectors that ran are {', '.join(evaluation.scores)}")
     shown = evaluation.scores[detector]
-    threshold, tested = _threshold(shown, evaluation.false_alarm_rate)
+    threshold, tested = _threshold(shown, evaluation.false_alarm_rate, evaluation.half)
     rows = {(row.detector, row.ood_set): row for row in evaluation.rows if row.ood_set != MEAN}
     results = [
         Result(
@@ -66,30 +69,34 @@ def build_page(
         detector,
         notes=evaluation.notes,
         class_alarms=alarms,
-        calibration=calibration_check(shown),
+        calibration=calibration_check(shown, evaluation.half),
         mistakes=mistakes,
         find=_Finder((evaluation.known, *evaluation.unknown)) if thumbnails else None,
         summary={**evaluation.about, **summary},
     )
 
 
-def _threshold(shown: Scores, rate: float) -> tuple[Threshold | None, np.ndarray[Any, np.dtype[np.intp]]]:
+def _threshold(shown: Scores, rate: float, half: Mask) -> tuple[Threshold | None, Rows]:
     """What decides, and the ID images that it was not calibrated on."""
     every = np.arange(len(shown.known))
     if shown.threshold is not None:
         return shown.threshold, every
-    if len(every[0::2]) < images_needed(rate):
+    if (~half).sum() < images_needed(rate):
         return None, every
-    return Threshold(Calibration.build(shown.known[0::2], rate).threshold, "calibrated"), every[1::2]
+    return Threshold(Calibration.build(shown.known[~half], rate).threshold, "calibrated"), every[half]
 
 
-def calibration_check(shown: Scores) -> CalibrationCheck | None:
-    """Requested and actual false-alarm rates: calibrated on every other ID image, measured on those in between.
+def calibration_check(shown: Scores, half: Mask) -> CalibrationCheck | None:
+    """Requested and actual false-alarm rates: calibrated on one half of the ID images, measured on the other.
+
+    Args:
+        shown: scores of a detector.
+        half: (n,) which half each ID image belongs to.
 
     Returns:
         None where there are too few images for any rate.
     """
-    calibration, test = shown.known[0::2], shown.known[1::2]
+    calibration, test = shown.known[~half], shown.known[half]
     rates = [rate for rate in REQUESTED if len(calibration) >= images_needed(rate)]
     if not rates or not len(test):
         return None
@@ -99,9 +106,7 @@ def calibration_check(shown: Scores) -> CalibrationCheck | None:
     return CalibrationCheck(np.array(rates), actual, low, high, len(calibration), len(test))
 
 
-def _class_alarms(
-    evaluation: Evaluation, shown: Scores, threshold: Threshold, tested: np.ndarray[Any, np.dtype[np.intp]]
-) -> ClassAlarms | None:
+def _class_alarms(evaluation: Evaluation, shown: Scores, threshold: Threshold, tested: Rows) -> ClassAlarms | None:
     if evaluation.labels is None:
         return None
     called = shown.known[tested].astype(np.float64) > threshold.value
@@ -112,9 +117,7 @@ def _class_alarms(
     return ClassAlarms([names[row] for row in there], rates[there], counts[there])
 
 
-def _mistakes(
-    evaluation: Evaluation, shown: Scores, threshold: Threshold, tested: np.ndarray[Any, np.dtype[np.intp]]
-) -> Sequence[Mistake]:
+def _mistakes(evaluation: Evaluation, shown: Scores, threshold: Threshold, tested: Rows) -> Sequence[Mistake]:
     names, class_vectors = evaluation.class_set.names, evaluation.class_set.vectors
     known, found = evaluation.known, []
     for row in tested[shown.known[tested].astype(np.float64) > threshold.value]:
