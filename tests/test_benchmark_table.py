@@ -101,9 +101,10 @@ def test_the_data_frame_holds_the_rows(found: Evaluation) -> None:
 
 def test_every_cell_has_its_own_figures_and_every_column_its_n(found: Evaluation) -> None:
     head, lines = cells(found.rows, found.notes)
-    assert head == ["detector", "near* (n=40)", "far (n=24)", "mean (n=64)"]
+    assert head == ["detector", "near* (n=40)", "far (n=24)", "mean (n=64)", "FPR95 OOD+"]
     assert [line[0] for line in lines] == [row.detector for row in found.rows if row.ood_set == MEAN]
-    for name, *figures in lines:
+    for name, *figures, other in lines:
+        assert other == f"{100 * row_of(found, name, MEAN).fpr95_ood_positive:.1f}"
         for ood_set, cell in zip(("near", "far", MEAN), figures, strict=True):
             row = row_of(found, name, ood_set)
             assert cell == f"{row.auroc:.3f} / {100 * row.fpr95_id_positive:.1f}"
@@ -115,15 +116,15 @@ def test_every_cell_has_its_own_figures_and_every_column_its_n(found: Evaluation
 
 def test_one_set_has_no_mean_beside_it() -> None:
     head, lines = cells(with_means([of("good", "a", 2), of("bad", "a", 0.1)]), {})
-    assert head == ["detector", "a (n=30)"]
-    assert [len(line) for line in lines] == [2, 2]
+    assert head == ["detector", "a (n=30)", "FPR95 OOD+"]
+    assert [len(line) for line in lines] == [3, 3]
 
 
 def test_markdown_has_a_cell_for_each_figure_and_no_tag() -> None:
     rows = with_means([of("good", HOSTILE, 2), of("good", "plain", 1)])
     lines = to_markdown(rows, {HOSTILE: "a <b> | c"}).splitlines()
     table = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
-    assert [len(line) for line in table] == [4, 4, 4]
+    assert [len(line) for line in table] == [5, 5, 5]
     assert set("".join(table[1])) <= set("-:")
     assert table[2][0].strip() == "`good`"
     assert "<" not in "\n".join(lines)

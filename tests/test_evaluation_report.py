@@ -13,6 +13,7 @@ from test_report import HOSTILE, Parsed, photograph, thumbnails
 
 from outclass.decide.metrics import measure
 from outclass.errors import UsageError
+from outclass.records import Verdict
 from outclass.report.canvas import DARK, LIGHT
 from outclass.report.conventions import CONVENTIONS
 from outclass.report.evaluation import EvaluationPage
@@ -75,7 +76,9 @@ def table(html: str, title: str) -> dict[str, list[str]]:
     part = html[html.index(f"<caption>{title}") :]
     rows = re.findall(r'<th scope="row"><bdi>(.*?)</bdi></th>(.*?)</tr>', part[: part.index("</table>")], re.S)
     return {
-        name: [re.sub("</?b>", "*", cell) for cell in re.findall(r'<td class="n">(.*?)</td>', cells)]
+        name.replace("<wbr>", ""): [
+            re.sub("</?b>", "*", cell) for cell in re.findall(r'<td class="n">(.*?)</td>', cells)
+        ]
         for name, cells in rows
     }
 
@@ -302,6 +305,43 @@ def test_both_pages_have_the_same_colours() -> None:
         light, dark = html[html.index(":root") :].split("@media (prefers-color-scheme: dark)")[:2]
         for style, colours in ((light, LIGHT), (dark[: dark.index("}\n}")], DARK)):
             assert dict(re.findall(r"--([\w-]+): (#\w+);", style)) == colours
+
+
+def test_what_scrolls_sideways_shows_it_light_and_dark() -> None:
+    html = everything()
+    (rule,) = re.findall(r"\n\.scroll \{(.*?)\}", html, re.S)
+    assert "overflow-x: auto" in rule
+    layers = re.findall(r"(?:linear|radial)-gradient\(([^;]*?)\) (left|right) / (\d+)px 100% no-repeat (\w+)", rule)
+    covers = {side: (colours, int(size)) for colours, side, size, kind in layers if kind == "local"}
+    shadows = {side: (colours, int(size)) for colours, side, size, kind in layers if kind == "scroll"}
+    # the covers move with the table and come first: they lie over the shadows, which they hide where nothing is left
+    assert [kind for *_, kind in layers] == ["local", "local", "scroll", "scroll"]
+    assert covers.keys() == shadows.keys() == {"left", "right"}
+    for side in covers:
+        assert "var(--page) 50%" in covers[side][0]
+        assert "var(--soft)" in shadows[side][0]
+        assert covers[side][1] / 2 >= shadows[side][1]
+    assert not re.search(r"#[0-9a-f]{3}|rgb", rule)
+
+
+def test_names_of_sets_break_after_underscores_only() -> None:
+    name = "imagenet1k_near200"
+    found = [result(ood_set=name), result(ood_set="textures"), result("mcm", name), result("mcm")]
+    html = page(found, notes={name: "seen"}, mistakes=[Mistake("a.jpg", MISSED, name, "cat", -0.4)])
+    written = re.findall(r"<(?:bdi|dd dir=\"auto\")>(imagenet1k.*?)</", html)
+    tables = len(re.findall(r'<th scope="col">Detector', html))
+    assert len(written) == tables + 4  # the table of the threshold, the mistake, and the note, which is there twice
+    assert {each.removesuffix("\u00a0*") for each in written} == {"imagenet1k_<wbr>near200"}
+    assert "th bdi { overflow-wrap: break-word; }" in html  # "anywhere" would make columns narrower than a word
+
+
+def test_a_rejection_at_the_false_discovery_rate_is_shown_on_its_card() -> None:
+    for rejected, shown in ((True, ["yes"]), (False, []), (None, [])):
+        report = HtmlReport()
+        report.add(Verdict("a.jpg", label="cat", similarity=0.25, ood_score=-0.1, p_value=0.01, fdr_rejected=rejected))
+        rows = re.findall(r'<div><dt>(\w+)</dt><dd class="n">(.*?)</dd></div>', report.render({}))
+        assert [value for name, value in rows if name == "fdr_rejected"] == shown
+        assert "p_value" in dict(rows)
 
 
 def test_deterministic() -> None:

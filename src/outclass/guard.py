@@ -299,7 +299,7 @@ class Guard(Learner):
             )
         if self.judge.calibrated:
             log.warning(DROPPED)
-        if fresh.fitted:
+        if fresh.learns and fresh.fitted:
             log.warning(
                 "the detector %r learned from images of the old classes: of a new class it knows no image, and those "
                 "of a removed one still count as known; fit it again", fresh.detector.info.name,

@@ -16,7 +16,7 @@ from outclass.decide.threshold import Threshold
 from outclass.detectors.base import Context, Detector, all_detectors, make_detector
 from outclass.encoders.base import EncoderInfo, Vectors
 from outclass.errors import MismatchError, NotReadyError
-from outclass.known import Known
+from outclass.known import SAME, Known, nearest
 from outclass.records import Features, Verdict
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import Negatives
@@ -54,6 +54,11 @@ class Evidence:
         """Classes that some image shows."""
         return {self.names[row] for row in np.unique(self.labels)}
 
+    def apart_from(self, vectors: Vectors) -> Evidence:
+        """The same without images that are nearly among others, (k, d) float32 unit rows."""
+        kept = np.flatnonzero(nearest(self.vectors, vectors) < SAME)
+        return replace(self, vectors=self.vectors[kept], labels=self.labels[kept])
+
     def without(self, names: set[str]) -> Evidence:
         """The same without the images of some classes, which are ID no longer."""
         kept = np.array([self.names[row] not in names for row in self.labels], bool)
@@ -71,7 +76,7 @@ class Judge:
         threshold: None = nothing is decided.
         calibrated: p-values for this class list; None before calibration and after a change.
         evidence: images of the last calibration; None where none are kept.
-        fitted: images that the detector learned from; None where it learns from words alone.
+        fitted: images that the detector learned from, or that words were given up for; None without.
     """
 
     class_set: ClassSet
@@ -226,9 +231,10 @@ class Judge:
             all_arrays["evidence.labels"] = self.evidence.labels
             if self.evidence.ood_vectors is not None:
                 all_arrays["evidence.ood"] = self.evidence.ood_vectors
-        if self.fitted:  # what is learned from words alone is made again from the words
+        if self.fitted:
             all_arrays |= {"fitted.codes": self.fitted.codes, "fitted.scales": self.fitted.scales}
-            all_arrays |= _under("detector", self.detector.state())
+            if self.learns:  # what is learned from words alone is made again from the words
+                all_arrays |= _under("detector", self.detector.state())
         stored.save(path, "guard", about, all_arrays)
 
     @classmethod
@@ -256,8 +262,9 @@ class Judge:
                 )
             if "fitted.codes" in arrays:
                 fitted = PackedVectors(arrays["fitted.codes"], arrays["fitted.scales"])
-                kind = all_detectors()[about["detector"]["name"]]
-                detector = kind.from_state(about["detector"]["params"], _below("detector", arrays))
+                if "id_vectors" in detector.info.needs:
+                    kind = all_detectors()[about["detector"]["name"]]
+                    detector = kind.from_state(about["detector"]["params"], _below("detector", arrays))
             if threshold:
                 threshold["by_class"] = threshold["by_class"] and tuple(threshold["by_class"])
             judge = cls(
@@ -282,7 +289,8 @@ class Judge:
             if self.threshold.by_class is not None and len(self.threshold.by_class) != k:
                 raise ValueError("thresholds by class and classes differ in number")
         if self.fitted:
-            self.detector.score(texts[:1])
+            if self.learns:
+                self.detector.score(texts[:1])
             self.fitted.rows(np.zeros(1, np.int64)).unpack() @ texts[0]
             if len(self.fitted.codes) != len(self.fitted.scales):
                 raise ValueError("codes and scales of the fitted images differ in number")

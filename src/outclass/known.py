@@ -73,7 +73,7 @@ class Known:
                 scores.append(score(batch))
         all_of = cls(tuple(ids), np.concatenate(vectors), np.concatenate(scores) if score else None, tuple(failed))
         if apart_from is not None and len(apart_from):
-            near = _nearest(all_of.vectors, apart_from) >= SAME
+            near = nearest(all_of.vectors, apart_from) >= SAME
             left_out = tuple(all_of.ids[row] for row in np.flatnonzero(near))
             all_of = replace(all_of.take(np.flatnonzero(~near)), fitted=left_out)
         first = _first_alike(all_of.vectors)
@@ -124,7 +124,7 @@ class Known:
         return said
 
 
-def _nearest(vectors: Vectors, others: Vectors) -> Floats:
+def nearest(vectors: Vectors, others: Vectors) -> Floats:
     """(n,) largest cosine of each row to the others."""
     parts = [vectors[start : start + ROWS] @ others.T for start in range(0, len(vectors), ROWS)]
     return np.concatenate([np.empty(0, np.float32), *(part.max(axis=1) for part in parts)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.calibration import images_needed
-from outclass.decide.supervised import Goal
+from outclass.decide.supervised import FIXED_SHARE, Goal
 from outclass.decide.threshold import check_reachable
 from outclass.defaults import LEARNING_DETECTOR, choose_detector, mining
 from outclass.detectors.base import Detector
@@ -21,6 +21,7 @@ from outclass.judge import Evidence, Judge
 from outclass.known import Known, named
 from outclass.progress import track
 from outclass.words.negatives import WORDNET, mine
+from outclass.words.pool import PackedVectors
 
 log = logging.getLogger("outclass")
 
@@ -154,15 +155,15 @@ class Learner:
     def calibrate(
         self,
         images: Any,
-        false_alarm_rate: float = 0.05,
+        false_alarm_rate: float | None = None,
         *,
         confidence: float | None = None,
         by_class: bool = False,
         ood: Any = None,
         goal: Goal | None = None,
-        share: float = 0.95,
-        cost_miss: float = 1.0,
-        cost_alarm: float = 1.0,
+        share: float | None = None,
+        cost_miss: float | None = None,
+        cost_alarm: float | None = None,
         keep_vectors: bool = True,
         progress: bool = False,
     ) -> Learned:
@@ -174,14 +175,14 @@ class Learner:
 
         Args:
             images: ID images, whatever ``scan`` takes; those that the detector was fitted on are left out.
-            false_alarm_rate: share of ID images that may be called OOD, (0, 1).
+            false_alarm_rate: share of ID images that may be called OOD, (0, 1); None = 0.05.
             confidence: the rate is to hold with this probability over calibration draws, (0, 1); None = on average.
             by_class: a threshold for each predicted class that has enough images.
             ood: OOD images, whatever ``scan`` takes; None = ID images alone decide.
             goal: what the threshold is to serve with OOD images: ``balanced_accuracy`` (the default), ``accuracy``,
                 ``youden``, ``id_kept``, ``ood_caught`` or ``cost``; see ``choose_threshold``.
-            share: of ID images kept or OOD images caught, for ``id_kept`` and ``ood_caught``, (0, 1).
-            cost_miss, cost_alarm: of an OOD image called ID, of an ID image called OOD; for ``cost``.
+            share: of ID images kept or OOD images caught, for ``id_kept`` and ``ood_caught``, (0, 1); None = 0.95.
+            cost_miss, cost_alarm: of an OOD image called ID, of an ID image called OOD; for ``cost``; None = 1.
             keep_vectors: keep the images' vectors in the guard, so that ``recalibrate`` needs no image.
             progress: show a progress bar on stderr.
 
@@ -196,9 +197,18 @@ class Learner:
             raise UsageError(
                 f"the goal {goal!r} weighs OOD images against ID images: give OOD images too (--ood, ood=)"
             )
-        wanted = Wanted(
-            false_alarm_rate, confidence, by_class, goal or "balanced_accuracy", share, cost_miss, cost_alarm
-        )
+        if ood is not None and false_alarm_rate is not None:
+            log.warning(
+                "the false-alarm rate is for ID images alone and is not used: with OOD images the threshold serves the "
+                "goal %s", goal or "balanced_accuracy",
+            )  # fmt: skip
+        if share is not None and goal not in FIXED_SHARE:
+            raise UsageError(f"a share (--share) is for the goals {' and '.join(FIXED_SHARE)}; got the goal {goal}")
+        if goal != "cost" and (cost_miss is not None or cost_alarm is not None):
+            raise UsageError(f"costs (--cost-miss, --cost-alarm) are for the goal cost; got the goal {goal}")
+        given = {"share": share, "cost_miss": cost_miss, "cost_alarm": cost_alarm, "goal": goal}
+        given |= {"false_alarm_rate": false_alarm_rate, "confidence": confidence, "by_class": by_class}
+        wanted = Wanted(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         self.judge.check_ready()
         known = self._known(images, progress, score=True)
         other = None if ood is None else self._known(ood, progress, score=True, what="OOD")
@@ -276,7 +286,8 @@ class Learner:
     def ground(self, images: Any) -> int:
         """Give up the words that fit known images: with some ID images at hand, fewer of them are called OOD.
 
-        Nothing else is learned from the images, and none is kept. Another call starts anew from all words.
+        Nothing else is learned from the images; they are remembered, in a quarter of their vectors' size, so that no
+        calibration counts them. Another call starts anew from all words.
 
         Args:
             images: some ID images, whatever ``scan`` takes.
@@ -299,5 +310,7 @@ class Learner:
         if every.grounded:
             every = mine(judge.class_set, self.encoder, **mining(judge.detector.info.name, self.encoder.info))
         words = every.near(vectors)
-        self.judge = judge.with_words(judge.class_set, every.give_up(words), self.encoder.info)
+        judge = judge.with_words(judge.class_set, every.give_up(words), self.encoder.info)
+        evidence = judge.evidence.apart_from(vectors) if judge.evidence else None
+        self.judge = replace(judge, evidence=evidence, fitted=PackedVectors.pack(vectors))
         return len(words)

@@ -18,7 +18,8 @@ from outclass.benchmark.contest import FOLDS, Field, Scores, contestants, halve,
 from outclass.benchmark.sets import ImageSet, open_sets
 from outclass.benchmark.table import Row, cells, legend, to_csv, to_markdown, with_means
 from outclass.decide.bootstrap import Difference, paired_bootstrap
-from outclass.decide.calibration import check_share, images_needed
+from outclass.decide.calibration import images_needed
+from outclass.decide.checks import check_share
 from outclass.decide.metrics import auroc
 from outclass.encoders.base import Encoder, load_encoder
 from outclass.encoders.stream import encode_stream
@@ -221,7 +222,10 @@ def evaluate(
         if progress:
             batches = track(batches, source.count(), "reading to fit on", lambda batch: len(batch.ids))
         learned_from = Known.gather(batches, loaded.info.dim, apart_from=known.vectors)
-        remarks = [note.replace("the detector was fitted on them", "they are tested") for note in learned_from.notes()]
+        remarks = [
+            "to fit on: " + note.replace("the detector was fitted on them", "they are tested")
+            for note in learned_from.notes()
+        ]
         fitting = learned_from, learner.labels(learned_from, folders)[0]
     lead = leaders(known.ids, known.vectors)
     half = halve(lead)

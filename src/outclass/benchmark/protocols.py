@@ -74,10 +74,9 @@ class Protocol:
     def published_cells(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines of the published figures, in the order of the table of measured ones."""
         sets = (*self.ood_sets, "mean")
-        head = ["published", *sets, "positive", "as printed by"]
+        head = ["published", *sets, "positive"]
         lines = [
-            [one.method, *(_cell(one.figures.get(name)) for name in sets), one.convention, one.source]
-            for one in self.published
+            [one.method, *(_cell(one.figures.get(name)) for name in sets), one.convention] for one in self.published
         ]
         return head, lines
 
@@ -140,7 +139,8 @@ IMAGENET = Protocol(
     name="imagenet",
     ood_sets=_FOUR,
     about="Published: CLIP ViT-B/16, ImageNet-1k against the four sets, AUROC / FPR95 in %. FPR95 with ID positive and "
-    "with OOD positive are different numbers: compare like with like. The mean is over the four sets.",
+    "with OOD positive are different numbers: compare like with like. The mean is over the four sets. As printed by "
+    "DualCnst (mcm, neglabel), GalLoP (gl_mcm) and TANL (csp); with OOD positive, as reproduced by ReNeg.",
     published=(
         _published(
             "mcm (T = 1)",

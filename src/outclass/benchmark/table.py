@@ -100,7 +100,10 @@ def to_csv(rows: Iterable[Row]) -> str:
 
 
 def cells(
-    rows: Sequence[Row], notes: Mapping[str, str], columns: Sequence[str] = ("auroc", "fpr95_id_positive")
+    rows: Sequence[Row],
+    notes: Mapping[str, str],
+    columns: Sequence[str] = ("auroc", "fpr95_id_positive"),
+    others: bool = True,
 ) -> tuple[list[str], list[list[str]]]:
     """The table people look at: a line a detector, a column an OOD set and their mean, two figures in a cell.
 
@@ -108,6 +111,7 @@ def cells(
         rows: of ``with_means``.
         notes: OOD set -> note; such sets are marked.
         columns: the figures of a cell; shares are printed in per cent.
+        others: with a last column, FPR95 with OOD positive in the mean.
 
     Returns:
         Head and lines.
@@ -118,12 +122,15 @@ def cells(
     if len(sets) == 2:
         sets = sets[:1]  # the mean of one set is that set
     head = ["detector", *(f"{name}{MARK if name in notes else ''} (n={sizes[name]:,})" for name in sets)]
+    head += ["FPR95 OOD+"] * others
     lines = []
     for detector in dict.fromkeys(row.detector for row in rows):
         line = [detector]
         for name in sets:
             row = found[detector, name]
             line.append(" / ".join(_figure(column, getattr(row, column)) for column in columns))
+        if others:
+            line.append(_figure("fpr95_ood_positive", found[detector, sets[-1]].fpr95_ood_positive))
         lines.append(line)
     return head, lines
 
@@ -140,6 +147,7 @@ def legend(rows: Sequence[Row], notes: Mapping[str, str]) -> list[str]:
     """What the figures of the table are, and the notes of its sets."""
     return [
         f"AUROC (higher is better) / FPR95 in %, ID positive (lower is better); n = {rows[0].n_id:,} ID images",
+        "FPR95 OOD+: in %, OOD positive, of the column before it; the two conventions are different numbers",
         *(f"{name}{MARK}: {note}" for name, note in notes.items()),
     ]
 

@@ -113,6 +113,7 @@ def evaluate(
     from outclass.cli.show import say
     from outclass.cli.tables import table
     from outclass.detectors.base import all_detectors
+    from outclass.known import named
     from outclass.words.prompts import DEFAULT_TEMPLATES
 
     if id is None or not ood:
@@ -164,9 +165,10 @@ def evaluate(
         for name, reason in result.left_out.items():
             say(f"left out: {name}: {reason}", style="yellow")
         for remark in result.remarks:
-            say(f"to fit on: {remark}", style="yellow")
+            say(remark, style="yellow")
         if failed:
-            say(f"{failed} image{'s' if failed > 1 else ''} could not be read and left out", style="yellow")
+            first = [f"{name} ({why})" for one in (result.known, *result.unknown) for name, why in one.failed]
+            say(f"{failed} image{'s' if failed > 1 else ''} could not be read: {named(first)}", style="yellow")
     if out is not None:
         save(result, out, show, thumbnails, started, clock, known_protocol, quiet)
     if failed > allow_failed:
@@ -221,15 +223,16 @@ def print_rows(result: Evaluation, positives: bool) -> None:
 
     figures = [("auroc", "fpr95_id_positive"), *([("auroc", "fpr95_ood_positive")] if positives else [])]
     for pair in figures:
-        head, lines = cells(result.rows, result.notes, pair)
+        head, lines = cells(result.rows, result.notes, pair, others=not positives)
         wide = sum(max(map(len, column)) + 2 for column in zip(head, *lines, strict=True))
         if wide <= Console().width or not sys.stdout.isatty():
             if positives:
                 print(f"AUROC / {TITLES[pair[1]]}")
             table(head, lines)
             continue
-        for one in pair:
-            head, lines = cells(result.rows, result.notes, (one,))
+        both = ("fpr95_id_positive", "fpr95_ood_positive")
+        for one in ("auroc", *both) if pair == figures[0] else ():
+            head, lines = cells(result.rows, result.notes, (one,), others=False)
             print(f"{TITLES[one]}")
             table([name.replace("_", " ") for name in head], lines)
 

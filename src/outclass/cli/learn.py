@@ -107,7 +107,15 @@ def calibrate(
     classes: options.Classes = None,
     guard_file: GuardFile = None,
     out: GuardOut = None,
-    false_alarm_rate: FalseAlarmRate = 0.05,
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm-rate",
+            "-a",
+            help="Share of ID images that may be called OOD; default: 0.05.",
+            rich_help_panel=THRESHOLD,
+        ),
+    ] = None,
     confidence: Confidence = None,
     by_class: Annotated[
         bool,
@@ -127,9 +135,11 @@ def calibrate(
         ),
     ] = None,
     share: Annotated[
-        float,
-        typer.Option(help="Of ID images kept or OOD images caught, for these goals.", rich_help_panel=THRESHOLD),
-    ] = 0.95,
+        float | None,
+        typer.Option(
+            help="Of ID images kept or OOD images caught, for these goals; default: 0.95.", rich_help_panel=THRESHOLD
+        ),
+    ] = None,
     cost_miss: Annotated[
         float | None,
         typer.Option(help="Cost of an OOD image called ID; sets the goal cost.", rich_help_panel=THRESHOLD),
@@ -189,8 +199,8 @@ def calibrate(
         ood=ood,
         goal=goal,  # type: ignore[arg-type]  # checked where it is used
         share=share,
-        cost_miss=1.0 if cost_miss is None else cost_miss,
-        cost_alarm=1.0 if cost_alarm is None else cost_alarm,
+        cost_miss=cost_miss,
+        cost_alarm=cost_alarm,
         keep_vectors=keep_vectors,
         progress=sys.stderr.isatty() and not quiet,
     )

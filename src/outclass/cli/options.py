@@ -61,7 +61,7 @@ def listen(level: int) -> None:
     for handler in [one for one in logger.handlers if isinstance(one, Notes)]:
         logger.removeHandler(handler)
     logger.addHandler(Notes(level))
-    logger.setLevel(level)
+    logger.setLevel(level if level < logging.WARNING else logging.NOTSET)
 
     def show(
         message: Warning | str,

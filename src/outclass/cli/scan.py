@@ -92,7 +92,7 @@ def scan(
 
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
     """
-    from outclass.decide.calibration import check_share
+    from outclass.decide.checks import check_share
     from outclass.images.sources import open_source
 
     if format not in ("csv", "jsonl"):
@@ -178,7 +178,7 @@ def run(
         say(words_line(guard.negatives))
     scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
     verdicts: Iterable[Verdict] = scanned if fdr is None else false_discovery(scanned, fdr)
-    table = None if quiet else VerdictTable()
+    table = None if quiet else VerdictTable(guard.calibrated is not None)
     sinks: list[Any] = [table] if table else []
     with contextlib.ExitStack() as files:
         if out is not None:
@@ -188,9 +188,10 @@ def run(
             report = HtmlReport(find)
             file = files.enter_context(VerdictFile(out, format, fdr is not None))  # type: ignore[arg-type]
             sinks += [file, report]
-        rejected = 0
+        rejected, largest = 0, 0.0
         for verdict in verdicts:
-            rejected += verdict.fdr_rejected is True
+            if verdict.fdr_rejected:
+                rejected, largest = rejected + 1, max(largest, verdict.p_value or 0.0)
             for sink in sinks:
                 sink.add(verdict)
     seconds = time.perf_counter() - clock
@@ -206,7 +207,8 @@ def run(
     if not quiet:
         say(summary_line(scanned, seconds, guard))
         if fdr is not None and guard.calibrated:
-            say(f"fdr_rejected: {rejected} images; on average at most {100 * fdr:.3g} % of such images are ID")
+            cut = f", those of p_value up to {largest:.4g}" if rejected else ""
+            say(f"fdr_rejected: {rejected} images{cut}; on average at most {100 * fdr:.3g} % of such images are ID")
             n, read = guard.calibrated.calibration.fewest, scanned.n - scanned.n_failed
             if not rejected and (note := rejection_limit(n, read, fdr)):
                 say(note, style="yellow")

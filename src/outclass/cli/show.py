@@ -22,9 +22,9 @@ class VerdictTable:
     they are few, else the most OOD and the most ID ones.
     """
 
-    HEAD = ("verdict", "ood_score", "similarity", "label", "looks like", "image")
-
-    def __init__(self) -> None:
+    def __init__(self, p_values: bool = False) -> None:
+        self.p_values = p_values
+        self.head = ("verdict", "ood_score", *(["p_value"] * p_values), "similarity", "label", "looks like", "image")
         self.stream = not sys.stdout.isatty()
         self._n = 0
         self._first: list[Verdict] = []
@@ -37,8 +37,8 @@ class VerdictTable:
         self._n += 1
         if self.stream:
             if self._n == 1:
-                print(_line(self.HEAD))
-            print(_line(_cells(verdict)))
+                print(_line(self.head))
+            print(_line(_cells(verdict, self.p_values)))
             return
         if len(self._first) < SHOWN:
             self._first.append(verdict)
@@ -66,10 +66,12 @@ class VerdictTable:
         from rich.text import Text
 
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for name in self.HEAD:
-            table.add_column(name, justify="right" if name in ("ood_score", "similarity") else "left", overflow="fold")
+        for name in self.head:
+            table.add_column(
+                name, justify="right" if name in ("ood_score", "p_value", "similarity") else "left", overflow="fold"
+            )
         for verdict in verdicts:
-            cells = _cells(verdict)
+            cells = _cells(verdict, self.p_values)
             style = {"OOD": "bold red", "ID": "green", "error": "yellow"}.get(cells[0].removesuffix(" fdr"), "")
             table.add_row(Text(cells[0], style=style), *(Text(cell) for cell in cells[1:]))
         Console().print(table)
@@ -114,20 +116,22 @@ def say(text: str, style: str = "") -> None:
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
 
 
-def _cells(verdict: Verdict) -> tuple[str, ...]:
+def _cells(verdict: Verdict, p_values: bool) -> tuple[str, ...]:
     name = verdict.id.translate(_CONTROL)
     if verdict.error is not None:
-        return ("error", "", "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
+        return ("error", "", *([""] * p_values), "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
     decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood] + (" fdr" if verdict.fdr_rejected else "")
     # A known class needs no other word; without a decision both are worth a look.
     other = "" if verdict.is_ood is False else verdict.nearest_negative or ""
     score = verdict.ood_score or 0.0
     shown = f"{score:.4f}" if abs(score) >= 1e-3 or not score else f"{score:.2e}"  # not a column of -0.0000
-    return (decision, shown, f"{verdict.similarity:.4f}", verdict.label or "", other, name)
+    p_value = [f"{verdict.p_value:.4f}" if verdict.p_value is not None else ""] * p_values
+    return (decision, shown, *p_value, f"{verdict.similarity:.4f}", verdict.label or "", other, name)
 
 
 def _line(cells: tuple[Any, ...]) -> str:
-    return f"{cells[0]:7} {cells[1]:>9} {cells[2]:>10}  {cells[3]:20} {cells[4]:20} {cells[5]}"
+    *numbers, label, other, name = cells[1:]
+    return f"{cells[0]:7} {' '.join(f'{number:>10}' for number in numbers)}  {label:20} {other:20} {name}"
 
 
 # A file name must not move the cursor or start a new row.

@@ -6,15 +6,20 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 if TYPE_CHECKING:
-    from outclass.detectors.base import DetectorInfo
+    from outclass.detectors.base import Detector, DetectorInfo
+
+
+LONG_WORD = 16
 
 
 def detectors(
@@ -33,15 +38,17 @@ def detectors(
 
     if name is not None:
         detector = make_detector(name)
-        info, about = detector.info, inspect.getdoc(type(detector)) or ""
+        info = detector.info
         params = ", ".join(f"{key} = {value}" for key, value in detector.params.items())
         rows = [
             ("title", info.title),
-            ("what", about),
+            ("what", _plain(inspect.getdoc(type(detector)) or "")),
             ("formula", f"{info.formula} (ood_score: higher = more OOD)"),
             ("published", f"{info.paper}; {info.equation}"),
             ("needs", _needs(info)),
             ("parameters", params or "none"),
+            ("ood_score lies in", _reach(detector)),
+            ("natural threshold", _natural(detector)),
         ]
         table(("detector", info.name), rows)
         return
@@ -93,6 +100,46 @@ def doctor() -> None:
     table(("what", "here"), rows)
 
 
+def _plain(docstring: str) -> str:
+    """A docstring as running text: paragraphs are joined lines, parameters keep a line each."""
+    said = []
+    for paragraph in docstring.replace("``", "").split("\n\n"):
+        lines = paragraph.splitlines()
+        if lines[0].strip() in ("Args:", "Attributes:"):
+            joined = re.sub(r"\n {8,}", " ", "\n".join(lines[1:]))
+            said.append("\n".join(line.strip() for line in joined.splitlines()))
+        else:
+            said.append(" ".join(line.strip() for line in lines))
+    return "\n\n".join(said)
+
+
+def _fitted(detector: Detector, classes: int) -> Detector | None:
+    """The detector with some classes, to be asked about them; None where it learns from images."""
+    from outclass.detectors.base import Context
+
+    if "id_vectors" in detector.info.needs:
+        return None
+    texts = np.eye(classes, classes + 1, dtype=np.float32)
+    other = np.eye(classes + 1, dtype=np.float32)[-1:]
+    return detector.fit(Context(texts, tuple(map(str, range(classes))), negatives=other))
+
+
+def _reach(detector: Detector) -> str:
+    """The range of its score."""
+    fitted = _fitted(detector, 3)
+    if fitted is None:
+        return "a range that depends on the images it learned from"
+    low, high = fitted.score_range()
+    reason = fitted.range_reason()
+    return f"[{low:.6g}, {high:.6g}] with 3 classes" + (f": {reason}" if reason else "")
+
+
+def _natural(detector: Detector) -> str:
+    fitted = _fitted(detector, 3)
+    value = None if fitted is None else fitted.natural_threshold()
+    return "none: calibrate one (outclass calibrate)" if value is None else f"{value:g}"
+
+
 def _needs(info: DetectorInfo) -> str:
     """What a detector must be given, in a user's words."""
     words = {"negatives": "negatives", "patches": "local vectors", "id_vectors": "ID images"}
@@ -107,9 +154,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
+    body = list(rows)
     for place, name in enumerate(head):
-        grid.add_column(name, overflow="fold", no_wrap=not place)  # names of things are not cut in two
-    for row in rows:
+        words = (word for cell in (name, *(row[place] for row in body)) for word in cell.split())
+        # Names of things are not cut in two, nor are words that are not very long.
+        grid.add_column(
+            name, overflow="fold", no_wrap=not place, min_width=min(LONG_WORD, max(map(len, words), default=0))
+        )
+    for row in body:
         grid.add_row(*(Text(cell) for cell in row))
     # A pipe has no width: nothing is wrapped there.
     Console(width=None if sys.stdout.isatty() else 240).print(grid)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outclass.decide.calibration import SMALLEST_RATE, Calibration, check_reached, check_share
+from outclass.decide.calibration import SMALLEST_RATE, Calibration, check_reached
+from outclass.decide.checks import check_share
 from outclass.decide.supervised import Goal, Operating, check_aim, choose_threshold
 from outclass.decide.threshold import Threshold
 from outclass.errors import MismatchError, UsageError

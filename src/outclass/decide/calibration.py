@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from outclass.decide.checks import check_scores, check_share
 from outclass.errors import MismatchError, UsageError
 
 SMALLEST_RATE = 1e-9  # below it no number of images would do
@@ -210,11 +211,14 @@ class Calibration:
         low, high = self.interval()
         above = n - int(np.searchsorted(self._all, value, side="right"))
         asked = f"at most {_percent(self.false_alarm_rate)} of ID images are false alarms"
-        said = [f"Calibrated on {n:,} ID images: an image is OOD where its ood_score is above {value:.6g}."]
+        limit = f"{value:.6g}" if self.groups is None else self._describe_limits(class_names)
+        said = [f"Calibrated on {n:,} ID images: an image is OOD where its ood_score is above {limit}."]
         if self.confidence is not None:
             said.append(f"With probability {_percent(self.confidence)} over calibration draws, {asked}.")
         else:
             said.append(f"On average over calibration draws, {asked} ({_percent(self.expected_rate)} without ties).")
+        if self.groups is not None:
+            said.append(f"For all classes together the threshold would be {value:.6g}.")
         said.append(f"This guard's own rate lies in [{_percent(low)}, {_percent(high)}] with probability 95 %.")
         if above < ranks - 1:
             said.append(
@@ -224,6 +228,14 @@ class Calibration:
         if self.groups is not None:
             said.append(self._describe_classes(class_names))
         return "\n".join([*said, NOT_FOR])
+
+    def _describe_limits(self, class_names: Sequence[str] | None) -> str:
+        """The thresholds of the first classes."""
+        assert self.groups is not None
+        count = len(class_names) if class_names is not None else int(self.groups.max()) + 1
+        names = list(class_names) if class_names is not None else [f"number {row}" for row in range(count)]
+        each = [f"{name} {value:.6g}" for name, value in zip(names, self.thresholds(count), strict=True)]
+        return f"the threshold of its nearest class: {', '.join(each[:10])}{' ...' if count > 10 else ''}"
 
     def _describe_classes(self, class_names: Sequence[str] | None) -> str:
         assert self.groups is not None
@@ -300,34 +312,6 @@ def check_reached(value: float, calibration_scores: npt.ArrayLike) -> str | None
         f"every one of the {len(scores):,} calibration (ID) images is above the threshold {value:.6g}: {spans}, so it "
         f"would call practically every known image OOD"
     )
-
-
-def check_share(value: Any, name: str, smallest: float = 0.0) -> float:
-    """A number in (0, 1), not below ``smallest``.
-
-    Raises:
-        UsageError: anything else.
-    """
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not number or not 0 < value < 1 or value < smallest:
-        least = f", at least {smallest:g}" if smallest else ""
-        raise UsageError(f"{name} must be a number between 0 and 1, both left out{least}; got {value!r}")
-    return float(value)
-
-
-def check_scores(scores: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
-    """One row of finite numbers as (n,) float32, at least one.
-
-    Raises:
-        UsageError: anything else.
-    """
-    values = np.asarray(scores, np.float32)
-    if values.ndim != 1 or not len(values):
-        raise UsageError(f"{name} must be one row of at least one number, got the shape {values.shape}")
-    if not np.isfinite(values).all():
-        wrong = int((~np.isfinite(values)).sum())
-        raise UsageError(f"{wrong} of {len(values)} {name} are not finite; leave out the images that were not read")
-    return values
 
 
 def _check_groups(groups: npt.ArrayLike, n: int, n_groups: int | None) -> npt.NDArray[np.intp]:

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from outclass.decide.calibration import check_share, images_needed
+from outclass.decide.calibration import images_needed
+from outclass.decide.checks import check_share
 from outclass.errors import UsageError
 
 ROUNDING = 1e-12  # rate k / m is rounded; a p-value exactly on that line counts as below it

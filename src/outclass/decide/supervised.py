@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from outclass.decide.calibration import check_scores, check_share
+from outclass.decide.checks import check_scores, check_share
 from outclass.errors import UsageError
 
 Goal = Literal["balanced_accuracy", "accuracy", "youden", "id_kept", "ood_caught", "cost"]

@@ -210,19 +210,15 @@ def false_alarms_per_class(
     top, step, texts = percent_ticks(max(rows[0][1], overall), most=4 if width > 400 else 2)
     for i, text in enumerate(texts):
         frame.x_tick(i * step / top, text, grid=True)
-    at, _ = frame.place(overall / top, 0)
-    starts, stops = [frame.top - 4], []  # of the line of all classes, which leaves out the numbers in its way
     for i, ((name, rate, _), value) in enumerate(zip(rows, values, strict=True)):
         y, (end, _) = frame.top + 4 + BAR * (i + 0.5), frame.place(rate / top, 0)
         canvas.text(frame.left - 8, y, fitting(name, beside * NARROWER, LABEL), "ink", LABEL, "end")
         if rate > 0:
             canvas.box(frame.left, y - 8, end - frame.left, 16, "plain")
-        canvas.text(end + 6, y, value, "soft", TICK)
-        if end + 3 < at < end + 9 + font(value, TICK).getlength(value) / NARROWER:
-            stops.append(y - 8)
-            starts.append(y + 8)
-    for start, stop in zip(starts, [*stops, frame.bottom], strict=True):
-        canvas.line([(at, start), (at, stop)], "ink", 1.5, (5, 3))
+        # In a column of their own: beside its bar a number would lie on the line of all classes or on the grid.
+        canvas.text(width - MARGIN, y, value, "soft", TICK, "end")
+    at, _ = frame.place(overall / top, 0)
+    canvas.line([(at, frame.top - 4), (at, frame.bottom)], "ink", 1.5, (5, 3))
     canvas.line([(frame.left, frame.top), (frame.left, frame.bottom)], "soft")
     return canvas
 
