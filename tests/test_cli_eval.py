@@ -49,7 +49,13 @@ def test_the_table_says_which_detector_is_how_good_on_what(folders: Path) -> Non
     done = run("eval", *sets(folders, "green", "purple"), *QUICK)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert re.split(r"  +", lines[0].strip()) == ["detector", "green (n=12)", "purple (n=20)", "mean (n=32)", "FPR95 OOD+"]
+    assert re.split(r"  +", lines[0].strip()) == [
+        "detector",
+        "green (n=12)",
+        "purple (n=20)",
+        "mean (n=32)",
+        "FPR95 OOD+",
+    ]
     found = evaluate(
         str(folders / "id"), [str(folders / "green"), str(folders / "purple")], detectors="max_logit,mcm,knn",
         encoder="toy",

@@ -238,3 +238,17 @@ def test_p_values_with_ood_images_are_of_the_id_images_alone():
     for row in both.scan(probe):
         assert row.is_ood == (row.ood_score > both.threshold.value)
         assert row.threshold_source == "calibrated"
+
+
+def test_images_that_words_were_given_up_for_are_no_calibration_images(lite, dev, tmp_path):
+    photos = sorted((dev / "pets_vehicles" / "id").rglob("*.jpg"))
+    guard = Guard("cat,dog,car", lite)
+    guard.calibrate(photos[::3], 0.1)
+    guard.ground(photos[::6])
+    assert len(guard.judge.evidence.vectors) == len(photos[::3]) - len(photos[::6])
+    guard.save(tmp_path / "a")
+    again = Guard.load(tmp_path / "a", lite)
+    learned = again.calibrate(photos[::3], 0.1)
+    assert len(learned.known.fitted) == len(photos[::6])
+    with pytest.raises(UsageError, match="left out"):
+        again.calibrate(photos[::6], 0.1)
