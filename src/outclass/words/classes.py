@@ -172,6 +172,8 @@ def parse_classes(classes: Any, what: str = "class") -> tuple[ClassName, ...]:
 def check_names(classes: Sequence[ClassName], what: str = "class") -> None:
     """Refuse empty lists, empty names and names that are equal after case folding, to each other or to a synonym.
 
+    Two classes may share a synonym, as those of ImageNet do.
+
     Raises:
         UsageError: naming the offenders.
     """
@@ -192,10 +194,10 @@ def check_names(classes: Sequence[ClassName], what: str = "class") -> None:
         seen[key] = one.name
     for one in classes:
         for synonym in one.synonyms:
-            if seen.setdefault(_key(synonym), one.name) != one.name:
+            if seen.get(_key(synonym), one.name) != one.name:
                 raise UsageError(
-                    f"{synonym!r} is given for two of the names, {seen[_key(synonym)]!r} and {one.name!r}; an image of "
-                    "it could be called either: leave it out of one"
+                    f"{synonym!r} is a {what} and also a synonym of {one.name!r}; an image of it could be called "
+                    "either: leave it out of one"
                 )
 
 
