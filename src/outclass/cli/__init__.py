@@ -13,6 +13,7 @@ from outclass.cli.classify import classify
 from outclass.cli.demo import demo
 from outclass.cli.evaluate import evaluate
 from outclass.cli.explain import explain
+from outclass.cli.export import export
 from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
@@ -56,7 +57,7 @@ def outclass(
 
 
 app.command("eval")(evaluate)
-for command in (scan, classify, explain, demo, fit, calibrate, detectors, encoders, doctor):
+for command in (scan, classify, explain, demo, fit, calibrate, export, detectors, encoders, doctor):
     app.command()(command)
 
 

@@ -6,7 +6,9 @@
     text.onnx        input_ids, attention_mask (n, L) int64 -> vectors (n, d) float32 unit rows
     tokenizer.json   Hugging Face `tokenizers` format
 
-Normalisation is part of the graph, so a folder cannot be run with the wrong mean.
+Normalisation is part of the graph, so a folder cannot be run with the wrong mean. What the card says of texts:
+``max_length`` (ids beyond it are cut), ``padding`` (``max_length``: every text gets all of it, as SigLIP learned;
+``longest``, the default: a run is as long as its longest text), ``pad_id`` and ``lower_case``.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class OnnxEncoder:
             patch_grid=(grid[0], grid[1]) if grid else None,
             parallel=(threads or usable_cores()) if on_cpu else 1,
             batch_size=8 if on_cpu else 256,
+            precision=self.card.get("precision", "fp32"),
             negative_labels=self.card.get("negative_labels"),
         )
 
@@ -98,15 +101,16 @@ class OnnxEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """n texts -> (n, d) float32, unit rows. Texts beyond the context length are cut, as the model was trained."""
-        session = self._session("text")
-        encoded = self._tokenizer.encode_batch(list(texts))
+        session, how = self._session("text"), self.card["text"]
+        encoded = self._tokenizer.encode_batch([text.lower() if how.get("lower_case") else text for text in texts])
         by_length = sorted(range(len(texts)), key=lambda row: len(encoded[row].ids))
         vectors = np.empty((len(texts), self.info.dim), np.float32)
         for start in range(0, len(texts), TEXTS_A_RUN):
             rows = by_length[start : start + TEXTS_A_RUN]
-            longest = len(encoded[rows[-1]].ids)
-            ids = np.full((len(rows), longest), self.card["text"].get("pad_id", 0), np.int64)
-            mask = np.zeros((len(rows), longest), np.int64)
+            whole = how.get("padding") == "max_length"
+            length = how["max_length"] if whole else len(encoded[rows[-1]].ids)
+            ids = np.full((len(rows), length), how.get("pad_id", 0), np.int64)
+            mask = np.zeros((len(rows), length), np.int64)
             for line, row in enumerate(rows):
                 ids[line, : len(encoded[row].ids)] = encoded[row].ids
                 mask[line, : len(encoded[row].ids)] = 1
