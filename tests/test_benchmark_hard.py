@@ -184,6 +184,7 @@ def test_one_image_is_an_image(here):
 
 
 def test_table_of_many_detectors_at_80_columns(here):
+    pytest.importorskip("sklearn")
     import pty
     import subprocess
     import sys
