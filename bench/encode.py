@@ -36,6 +36,7 @@ sys.path += [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import checkpoints  # noqa: E402 (of the tests)
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -166,6 +167,13 @@ def text_rates(encoder: Any, n: int) -> tuple[float, float]:
     return rates[0], rates[1]
 
 
+def busy() -> tuple[float, float]:
+    """Seconds on the clock, and core seconds that processes other than this one and its children have used."""
+    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    ours = own.user + own.system + own.children_user + own.children_system
+    return time.perf_counter(), machine.user + machine.nice + machine.system - ours
+
+
 def measure(folder: Path, home: Path, checkpoint: Path, rounds: int, prompts: int) -> dict[str, list[float]]:
     """Every figure, once a round."""
     names = {
@@ -188,6 +196,7 @@ def measure(folder: Path, home: Path, checkpoint: Path, rounds: int, prompts: in
     article = article_loop(folder, checkpoint)
     seen: dict[str, list[float]] = {}
     for number in range(1, rounds + 1):
+        before = busy()
         now = {"article": article(max(8, n // 10)), "decode": decode_rate(folder, how)}
         now |= {key: encode_rate(encoder, pixels) for key, encoder in encoders.items()}
         for key, scan in scans.items():
@@ -195,7 +204,13 @@ def measure(folder: Path, home: Path, checkpoint: Path, rounds: int, prompts: in
             bound = 1 / (1 / now["decode"] + 1 / now[key])
             now |= {f"scan_{key}": rate, f"scan_{key}_share": rate / bound}
             now[f"scan_{key}_times_article"] = rate / now["article"]
-        say("round", number=number, **{key: round(value, 3) for key, value in now.items()})
+        seconds, others = (after - start for after, start in zip(busy(), before, strict=True))
+        say(
+            "round",
+            number=number,
+            cores_taken_by_others=round(others / seconds, 2),
+            **{key: round(value, 3) for key, value in now.items()},
+        )
         for key, value in now.items():
             seen.setdefault(key, []).append(value)
     cut, whole = text_rates(encoders["torch_fp32"], prompts)
