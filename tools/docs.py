@@ -15,6 +15,7 @@ import numpy as np
 
 from outclass import all_detectors
 from outclass.decide.calibration import Calibration, images_needed
+from outclass.encoders.known import KNOWN
 from outclass.encoders.lite import FOLDER
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -28,6 +29,16 @@ def detector_table() -> str:
         needs = ", ".join(sorted(info.needs)) or "class names"
         cells = (f"`{name}`", info.title, needs, str(info.min_classes), info.formula, f"{info.paper}; {info.equation}")
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def encoder_table() -> str:
+    """The known encoders as a Markdown table."""
+    rows = ["| name | what | speed on a CPU | download | languages | licence |", "|---|---|---|---|---|---|"]
+    for one in KNOWN:
+        size = f"{one.download:,} MB" if one.download else "none"
+        cells = (f"`{one.name}`", one.title, one.speed or "see its card", size, one.languages, one.licence)
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
@@ -79,6 +90,7 @@ def main() -> None:
     check = parser.parse_args().check
     pages = {
         "detectors.md": {"detectors": detector_table()},
+        "encoders.md": {"encoders": encoder_table()},
         "lite.md": lite_tables(),
         "thresholds.md": calibration_tables(),
     }
