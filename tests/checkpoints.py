@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import string
 from pathlib import Path
 
+import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -18,11 +21,13 @@ from transformers import (
     CLIPTokenizer,
     MetaClip2Config,
     MetaClip2Model,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2Model,
     SiglipConfig,
     SiglipModel,
+    SiglipTokenizer,
 )
 
 WORDS = ["a photo of a cat", "a photo of a dog", "a red car", "a bird on a tree", "one two three four five six"]
@@ -99,14 +104,32 @@ def save_naflex(folder: Path) -> Path:
 
 def save_siglip2(folder: Path, seed: int = 0, **processor: object) -> Path:
     """A SigLIP 2 of fixed resolution: SigLIP with a tokenizer that forgets to lower-case, as the published ones do."""
-    save_siglip(folder, seed, **processor)
-    _words_tokenizer(lower=False).save_pretrained(folder)
-    return folder
+    return _save_siglip(folder, _words_tokenizer(lower=False), seed, **processor)
 
 
 def save_siglip(folder: Path, seed: int = 0, **processor: object) -> Path:
-    """A SigLIP with a bias, no attention mask, and texts padded to 16."""
-    tokenizer = _words_tokenizer()
+    """A SigLIP with a bias, no attention mask, and texts padded to 16; its tokenizer is a slow one, sentencepiece."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = io.BytesIO()
+    lines = [*WORDS * 9, *string.ascii_lowercase * 3, *string.digits * 3]
+    how = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "normalization_rule_name": "nmt_nfkc"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=made, vocab_size=56, hard_vocab_limit=False, minloglevel=2, **how
+    )
+    (folder / "spiece.model").write_bytes(made.getvalue())
+    return _save_siglip(
+        folder,
+        SiglipTokenizer(
+            str(folder / "spiece.model"),
+            model_max_length=16,
+            model_input_names=["input_ids"],  # as the published ones
+        ),
+        seed,
+        **processor,
+    )
+
+
+def _save_siglip(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **processor: object) -> Path:
     tokenizer.save_pretrained(folder)
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
     text |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}

@@ -331,12 +331,53 @@ def test_without_scikit_learn_what_needs_it_is_left_out(monkeypatch: pytest.Monk
     for module in ("sklearn", *(name for name in sys.modules if name.startswith("sklearn."))):
         monkeypatch.setitem(sys.modules, module, None)
     found = measured(detectors="all", negatives=["green"])
-    for name in ("mahalanobis", "one_class_svm"):
+    for name in ("one_class_svm",):
         assert "pip install" in found.left_out[name]
         assert name not in found.about["detectors"]
         with pytest.raises(MissingExtraError, match="pip install"):
             measured(detectors=[name])
     assert "knn" in found.scores
+
+
+def test_what_learns_and_needs_local_vectors_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, spy: Any
+) -> None:
+    both = dataclasses.replace(Spy.info, needs=frozenset({"id_vectors", "patches"}))
+    monkeypatch.setattr(Spy, "info", both)
+    assert "local vectors, which an evaluation does not keep" in measured(detectors="all").left_out["spy"]
+    with pytest.raises(UsageError, match="'spy' cannot run"):
+        measured(detectors="spy")
+    assert not spy
+
+
+def test_a_detector_that_learns_gets_its_words_too() -> None:
+    name = "ensemble:members=neglabel+knn"
+    found = measured(detectors=[name, "knn"], negatives=["green", "pink"])
+    assert found.about["negatives"][name]["words"] == 2
+    assert row_of(found, name, "far").auroc > 0.9
+    with pytest.raises(UsageError, match="needs negatives, and none are wanted"):
+        measured(detectors=[name], negatives="none")
+
+
+def test_one_detector_with_different_parameters_has_a_row_for_each() -> None:
+    found = measured(detectors="knn:k=1,knn:k=9,ensemble:members=knn+max_logit")
+    assert set(found.scores) == {"knn:k=1", "knn:k=9", "ensemble:members=knn+max_logit"}
+    assert (found.scores["knn:k=1"].known < found.scores["knn:k=9"].known).all()
+    assert found.about["detectors"]["knn:k=9"] == {"k": 9}
+
+
+def test_the_natural_threshold_of_a_detector_that_learns_is_measured_too(
+    spy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spy, "natural_threshold", lambda self: -0.9)
+    found = measured(detectors="spy")
+    assert found.scores["spy"].threshold is not None
+    right = [(found.scores["spy"].known <= -0.9).mean(), (found.scores["spy"].unknown["far"] > -0.9).mean()]
+    assert row_of(found, "spy", "far").detection_accuracy_natural == pytest.approx(np.mean(right))
+    monkeypatch.setattr(Spy, "natural_threshold", lambda self: -float(len(getattr(self, "learned", ()))))
+    # 61 images in five parts: one part is larger
+    uneven = measured(shades(RED, 31, "red/") + shades(BLUE, 30, "blue/"), detectors="spy")
+    assert uneven.scores["spy"].threshold is None  # of another value in each fold: no one threshold
 
 
 def test_wrong_names_are_errors() -> None:

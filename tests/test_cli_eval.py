@@ -221,7 +221,8 @@ def test_a_wrong_call_exits_with_two_and_one_line(folders: Path) -> None:
 
 def test_help_has_examples_and_every_option() -> None:
     text = " ".join(run("eval", "--help").output.split())
-    for option in ("--id", "--ood", "--fit", "--seen", "--protocol", "--detectors", "--show", "--out"):
+    named = ("--id", "--ood", "--fit", "--seen", "--protocol", "--detectors", "--show", "--out")
+    for option in (*named, "--few-shot", "--seeds", "--scores", "--ensemble"):
         assert option in text
     assert "outclass eval --id my_pets --ood others" in text
     assert "cross-fitted" in text

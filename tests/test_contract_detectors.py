@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from outclass import Context, MissingExtraError, NotReadyError, UsageError, all_
 
 DIM, CLASSES = 24, 6
 NAMES = list(all_detectors())
+LEARNING = [name for name in NAMES if "id_vectors" in all_detectors()[name].info.needs]
 STATELESS = [name for name in NAMES if all_detectors()[name].info.stateless]
 
 
@@ -84,7 +86,8 @@ def test_a_row_alone_scores_as_among_others_of_mixed_scale_and_similarity(name, 
     for place in (0, 13, 31):
         for row, expected in zip(tested, alone, strict=True):
             others = np.concatenate([rows(15, 7, dim), unit(text[[0] * 8]), row[None].repeat(8, 0)])
-            others *= generator.choice([1e-3, 0.1, 1, 1, 10, 1e3], (31, 1)).astype(np.float32)
+            if not detector.learns:  # which takes unit rows alone
+                others *= generator.choice([1e-3, 0.1, 1, 1, 10, 1e3], (31, 1)).astype(np.float32)
             batch = np.insert(others, place, row, axis=0)
             assert abs(score(detector, batch)[place] - expected) <= 1e-5 * spread
 
@@ -117,6 +120,47 @@ def test_a_wrong_shape_is_refused_with_the_wanted_one(name, shape):
 def test_what_holds_no_numbers_is_refused(name, dtype):
     with pytest.raises(UsageError):
         score(fitted(name), np.ones((2, DIM)).astype(dtype))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("length", [0, 0.998, 1.002, 100])
+def test_what_learns_from_images_refuses_rows_that_are_no_unit_rows(name, length):
+    vectors, off = rows(9), np.where(np.arange(9) == 4, length, 1).astype(np.float32)[:, None]
+    with pytest.raises(UsageError, match=r"vectors.*row 4 has length"):
+        score(fitted(name), vectors * off)
+    about = context()
+    off = np.where(np.arange(40) == 7, length, 1).astype(np.float32)[:, None]
+    with pytest.raises(UsageError, match=r"id_vectors.*row 7 has length"):
+        fit(name, replace(about, id_vectors=about.id_vectors * off))
+    with pytest.raises(UsageError, match=r"outlier_vectors.*row 7 has length"):
+        fit(name, replace(about, outlier_vectors=about.id_vectors * off))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_learns_from_images_refuses_float16_and_takes_float64(name):
+    about = context()
+    with pytest.raises(UsageError, match=r"vectors.*float16"):
+        score(fitted(name), rows(3).astype(np.float16))
+    with pytest.raises(UsageError, match=r"id_vectors.*float16"):
+        fit(name, replace(about, id_vectors=about.id_vectors.astype(np.float16)))
+    np.testing.assert_array_equal(score(fitted(name), rows(3).astype(float)), score(fitted(name), rows(3)))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_rounding_does_not_make_unit_rows_refused(name):
+    about = context()
+    fit(name, replace(about, id_vectors=about.id_vectors * np.float32(1.0005)))
+    score(fitted(name), rows(3) * np.float32(0.9995))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_fitting_twice_gives_the_same_bytes_and_changes_no_input(name):
+    about = context()
+    before = {field: getattr(about, field).copy() for field in ("text", "negatives", "id_vectors", "id_labels")}
+    one, other = fit(name, about).state(), fit(name, about).state()
+    assert {key: array.tobytes() for key, array in one.items()} == {key: a.tobytes() for key, a in other.items()}
+    for field, array in before.items():
+        np.testing.assert_array_equal(getattr(about, field), array)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -223,6 +267,8 @@ def test_the_info_record_is_complete(name):
     assert info.paper.rstrip()[-4:].isdigit(), f"no year at the end of {info.paper!r}"
     assert "ood_score = " in info.formula
     assert info.needs <= {"negatives", "patches", "id_vectors", "id_labels"}
+    assert info.needs == make_detector(name).needs
+    assert info.takes_outliers == make_detector(name).takes_outliers
     assert kind.__doc__
     if info.min_classes > 1 or info.needs:
         assert info.hint, "what to use instead"

@@ -1,13 +1,13 @@
-"""Detectors that learn from images: Mahalanobis, k-nearest neighbours, One-Class SVM.
+"""Distances to known images: Mahalanobis and its relative, k-nearest neighbours, One-Class SVM.
 
-What they promise as every detector does is in ``test_contract_detectors.py``, published numbers in
-``test_golden_fitted.py``, planted and real OOD images in ``test_meaning.py``.
+What all detectors that learn from images promise is in ``test_image_detectors.py``, what every detector does in
+``test_contract_detectors.py``, published numbers in ``test_golden_fitted.py``, planted and real OOD images in
+``test_meaning.py``.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
 
 import numpy as np
@@ -16,10 +16,10 @@ from conftest import unit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outclass import Context, MissingExtraError, UsageError, all_detectors, make_detector
-from outclass.detectors import distance
+from outclass import Context, UsageError, all_detectors, make_detector
+from outclass.detectors import neighbours
+from outclass.detectors.distance import covariance
 
-NAMES = ("mahalanobis", "knn", "one_class_svm")
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -39,9 +39,17 @@ def context(vectors, labels=None, classes=3, seed=9):
 
 
 def fitted(name, vectors, labels=None, classes=3, **params):
-    if name == "one_class_svm" or params.get("shrinkage", name) in ("mahalanobis", "ledoit_wolf", "oas"):
+    if name == "one_class_svm":
         pytest.importorskip("sklearn")
     return make_detector(name, **params).fit(context(vectors, labels, classes))
+
+
+def learned(name, vectors, labels, **params):
+    """A detector that learned from rows of any length, which ``fit`` refuses: formulas are plainer in the plane."""
+    detector = make_detector(name, **params)
+    detector.text = sphere(labels.max() + 1, vectors.shape[1])
+    detector._learn(vectors, labels)
+    return detector
 
 
 # Mahalanobis
@@ -50,11 +58,11 @@ def fitted(name, vectors, labels=None, classes=3, **params):
 def test_distances_are_in_units_of_the_spread_within_classes():
     # Two classes 2 apart on x; within them x spreads by 0.1 and y by 0.4. Images are points in a plane here.
     vectors = np.float32([[x + dx, dy] for x in (-1, 1) for dx, dy in ((0.1, 0), (-0.1, 0), (0, 0.4), (0, -0.4))])
-    detector = fitted("mahalanobis", vectors, np.repeat([0, 1], 4), shrinkage="none")
+    detector = learned("mahalanobis", vectors, np.repeat([0, 1], 4), shrinkage="none")
     variance = np.array([0.1**2, 0.4**2]) / 2
     images = np.float32([[1, 0], [-1, 0.4], [1.1, 0], [0, 0], [1.1, 0.4]])
     expected = [0, 0.4**2 / variance[1], 0.1**2 / variance[0], 1 / variance[0], 4]
-    np.testing.assert_allclose(detector.score(images), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(detector._score(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_labels_all_images_are_one_class():
@@ -66,16 +74,18 @@ def test_without_labels_all_images_are_one_class():
     assert not np.allclose(unlabelled, fitted("mahalanobis", vectors, labels).score(images), rtol=0.1)
 
 
+@pytest.mark.parametrize("name", ["mahalanobis", "relative_mahalanobis"])
 @given(seed=seeds)
-def test_unshrunk_distances_are_the_same_in_any_coordinates(seed):
+def test_unshrunk_distances_are_the_same_in_any_coordinates(name, seed):
     vectors, labels = around(sphere(3, seed=seed), 30, seed=seed)
+    vectors = vectors.astype(np.float64)
     turned = np.random.default_rng(seed).standard_normal((8, 8)) + 3 * np.eye(8)
     images = sphere(20, seed=seed + 1)
     straight, skewed = (
-        make_detector("mahalanobis", shrinkage="none").fit(context(bank, labels))._score(tested)
-        for bank, tested in ((vectors, images), ((vectors @ turned).astype(np.float64), images @ turned))
+        learned(name, bank, labels, shrinkage="none")._score(tested)
+        for bank, tested in ((vectors, images), (vectors @ turned, images @ turned))
     )
-    np.testing.assert_allclose(skewed, straight, rtol=1e-3)
+    np.testing.assert_allclose(skewed, straight, rtol=1e-6, atol=1e-6)
 
 
 def test_a_class_of_one_image_and_classes_of_none_are_fine():
@@ -122,11 +132,13 @@ def test_two_images_say_nothing_of_other_directions():
 
 def test_a_constant_coordinate_is_refused_unshrunk_and_fine_shrunk():
     vectors, labels = around(sphere(3), 30)
-    vectors[:, 4] = 0.1
+    vectors[:, 4] = 0
+    vectors = unit(vectors)
     with pytest.raises(UsageError, match="do not spread"):
         fitted("mahalanobis", vectors, labels, shrinkage="none")
     off = vectors.copy()
     off[:, 4] = 0.9
+    off = unit(off)
     detector = fitted("mahalanobis", vectors, labels)
     assert (detector.score(off) > detector.score(vectors)).all()
 
@@ -139,22 +151,88 @@ def test_the_ends_of_the_mahalanobis_range_are_reached():
     assert detector.score(np.float32([axis, -axis])).tolist() == [1.5**2, 2.5**2]
 
 
+@given(seed=seeds, n=st.integers(2, 60), dim=st.integers(1, 40), tilt=st.floats(0, 3))
+@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", "oas"])
+def test_covariances_are_those_of_scikit_learn(shrinkage, seed, n, dim, tilt):
+    theirs = pytest.importorskip("sklearn.covariance")
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((n, dim)) * np.exp(tilt * generator.standard_normal(dim))
+    expected, _ = getattr(theirs, shrinkage)(rows, assume_centered=True)
+    ours = covariance(rows, shrinkage)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10 * abs(expected).max())
+
+
 @pytest.mark.parametrize("shrinkage", ["ledoit-wolf", None, True, ["oas"]])
 def test_an_unknown_shrinkage_is_refused(shrinkage):
     with pytest.raises(UsageError, match="ledoit_wolf, oas, none"):
         make_detector("mahalanobis", shrinkage=shrinkage)
 
 
+# Relative Mahalanobis
+
+
+def test_relative_distances_are_those_to_the_nearest_class_less_that_to_all():
+    vectors, labels = around(sphere(3), 40)
+    images = sphere(30, seed=4)
+    detector = fitted("relative_mahalanobis", vectors, labels, shrinkage="none")
+    exact = vectors.astype(float)
+    means = np.stack([exact[labels == row].mean(axis=0) for row in range(3)])
+    within = np.linalg.inv(np.cov((exact - means[labels]).T, bias=True))
+    whole = np.linalg.inv(np.cov(exact.T, bias=True))
+    apart = images[:, None] - means
+    nearest = np.einsum("bkd,de,bke->bk", apart, within, apart).min(axis=1)
+    beside = images - exact.mean(axis=0)
+    expected = nearest - np.einsum("bd,de,be->b", beside, whole, beside)
+    np.testing.assert_allclose(detector.score(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_odd_in_all_classes_alike_cancels():
+    # Classes differ on the first axes; on the last ones images of all classes spread alike.
+    generator = np.random.default_rng(0)
+    centres, labels = np.eye(12)[:3], np.arange(300) % 3
+    spread = np.where(np.arange(12) < 3, 0.05, 0.3)
+    vectors = centres[labels] + spread * generator.standard_normal((300, 12))
+    odd = centres + 2 * np.eye(12)[9]  # of a class, and far out where any image may be
+    between = 0.8 * centres[:1] + 0.2 * centres[1:2]  # of no class, and else like all
+    plain, relative = (
+        learned(name, vectors, labels, shrinkage="none")._score(np.concatenate([odd, between]))
+        for name in ("mahalanobis", "relative_mahalanobis")
+    )
+    assert plain[:3].min() > plain[3]
+    assert relative[:3].max() < relative[3]
+
+
+def test_without_labels_the_nearest_text_names_the_class():
+    centres = sphere(3)
+    vectors, labels = around(centres, 30, spread=0.1)
+    images = sphere(20, seed=3)
+    about = Context(centres, ("a", "b", "c"), id_vectors=vectors)
+    unlabelled = make_detector("relative_mahalanobis").fit(about).score(images)
+    nearest = (vectors @ centres.T).argmax(axis=1)
+    assert (nearest == labels).mean() > 0.95
+    by_hand = make_detector("relative_mahalanobis").fit(
+        Context(centres, ("a", "b", "c"), id_vectors=vectors, id_labels=nearest)
+    )
+    np.testing.assert_array_equal(unlabelled, by_hand.score(images))
+
+
+def test_images_of_one_class_are_refused():
+    vectors, labels = around(sphere(1), 30)
+    with pytest.raises(UsageError, match=r"all known images are of one.*mahalanobis"):
+        fitted("relative_mahalanobis", vectors, labels)
+
+
 # k-nearest neighbours
 
 
-@given(seed=seeds, n=st.integers(2, 60), k=st.integers(1, 60), columns=st.integers(1, 30))
-def test_the_distance_is_that_to_the_kth_nearest_whatever_the_blocks(seed, n, k, columns):
+@given(seed=seeds, n=st.integers(2, 60), k=st.integers(1, 60), fold=st.integers(1, 9))
+def test_the_distance_is_that_to_the_kth_nearest_whatever_the_blocks(seed, n, k, fold):
     bank, images = sphere(n, seed=seed), sphere(25, seed=seed + 1)
     k = min(k, n)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distance, "COLUMNS", columns)
-        patch.setattr(distance, "ROWS", 7)
+        patch.setattr(neighbours, "BLOCK", 7 * n)
+        patch.setattr(neighbours, "FOLD", fold)
+        patch.setattr(neighbours, "PAIRS", 5)
         ours = fitted("knn", bank, k=k).score(images)
     gaps = np.linalg.norm(images[:, None].astype(float) - bank[None], axis=2)
     np.testing.assert_allclose(ours, np.sort(gaps, axis=1)[:, k - 1], rtol=0, atol=1e-6)
@@ -179,6 +257,57 @@ def test_another_known_image_never_raises_a_score(seed, more):
 def test_a_later_neighbour_is_no_nearer(seed, k):
     bank, images = sphere(10, seed=seed), sphere(30, seed=seed + 1)
     assert (fitted("knn", bank, k=k + 1).score(images) >= fitted("knn", bank, k=k).score(images)).all()
+
+
+def test_copies_and_nearly_copies_are_told_apart_alone_and_in_company():
+    # Far nearer to each other than the rounding of a float32 product, and far more than fit into one group.
+    one = sphere(1, 512)
+    steps = np.float32([0, 1e-4, 2e-4, 3e-4, 4e-4])
+    away = unit(one + steps[:, None] * sphere(1, 512, seed=5)).repeat(100, axis=0)
+    bank = np.concatenate([sphere(300, 512, seed=6), away])
+    images = np.concatenate([one, sphere(40, 512, seed=7)])
+    detector = fitted("knn", bank, k=101)  # a hundred copies, then the first that is none
+    exact = np.sort(np.linalg.norm(one.astype(float) - away, axis=1))[100]
+    assert exact > 5e-5
+    assert detector.score(images)[0] == pytest.approx(exact, rel=1e-6)
+    assert detector.score(one)[0] == detector.score(images)[0]
+
+
+def test_images_that_float32_cannot_tell_apart_are_told_apart(monkeypatch):
+    # As those of a camera that nothing moves before: cosines of 0.999999 and up.
+    one, noise = sphere(1, 64), np.random.default_rng(2).standard_normal((2001, 64))
+    frames = unit(one + 1e-4 * noise)
+    bank, frame = frames[:2000], frames[2000:]
+    in_float64 = []
+    measured = neighbours._largest_in_float64
+    monkeypatch.setattr(neighbours, "_largest_in_float64", lambda *given: in_float64.append(1) or measured(*given))
+    for k in (1, 7, 100):
+        exact = np.sort(np.linalg.norm(frame.astype(float) - bank, axis=1))[k - 1]
+        both = np.concatenate([frame, sphere(30, 64, seed=3)])
+        assert fitted("knn", bank, k=k).score(both)[0] == pytest.approx(exact, rel=1e-6)
+    assert fitted("knn", bank, k=1).score(bank[:50]).max() == 0
+    assert in_float64
+
+
+@given(seed=seeds, n=st.integers(1, 50))
+def test_the_nearest_are_found_whatever_their_length(seed, n):
+    generator = np.random.default_rng(seed)
+    others = sphere(n, seed=seed) * generator.uniform(0.999, 1.001, (n, 1)).astype(np.float32)
+    images, k = sphere(20, seed=seed + 1), min(n, 3)
+    ((_, distances, found),) = neighbours.nearest(images, others, k)
+    gaps = np.linalg.norm(images[:, None].astype(float) - others[None].astype(float), axis=2)
+    np.testing.assert_allclose(distances, np.sort(gaps, axis=1)[:, :k], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found, np.argsort(gaps, axis=1)[:, :k])
+
+
+@given(seed=seeds, n=st.integers(1, 50))
+def test_the_most_similar_are_found_by_weight(seed, n):
+    others, weights = sphere(n, seed=seed), np.random.default_rng(seed).uniform(0, 30, n)
+    images, k = sphere(20, seed=seed + 1), min(n, 3)
+    ((_, products, found),) = neighbours.most_similar(images, others, weights, k)
+    exact = images.astype(float) @ others.T.astype(float) * weights
+    np.testing.assert_allclose(products, -np.sort(-exact, axis=1)[:, :k], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found, np.argsort(-exact, axis=1)[:, :k])
 
 
 @pytest.mark.parametrize(("n", "classes", "k"), [(90, 10, 3), (100, 1, 10), (12, 30, 1), (2, 1, 1), (26, 2, 4)])
@@ -216,12 +345,12 @@ def test_the_images_that_were_given_may_change_afterwards():
 
 
 def test_many_known_images_are_compared_in_little_memory():
-    bank, images = sphere(20_000, 16), sphere(3000, 16, seed=2)  # 480 MB of distances
+    bank, images = sphere(40_000, 16), sphere(3000, 16, seed=2)  # 480 MB of products
     detector = fitted("knn", bank)
     tracemalloc.start()
     try:
         detector.score(images)
-        assert tracemalloc.get_traced_memory()[1] < 100e6
+        assert tracemalloc.get_traced_memory()[1] < 250e6
     finally:
         tracemalloc.stop()
 
@@ -266,88 +395,3 @@ def test_nu_that_is_no_share_is_refused(nu):
 def test_gamma_that_is_no_positive_number_is_refused(gamma):
     with pytest.raises(UsageError, match="gamma must be a positive number or 'scale'"):
         make_detector("one_class_svm", gamma=gamma)
-
-
-# All of them
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_without_images_it_is_said_how_to_give_some(name):
-    with pytest.raises(UsageError, match=r"guard\.fit\(folder\).*outclass fit FOLDER.*max_logit"):
-        make_detector(name).fit(Context(sphere(3), ("a", "b", "c")))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n", [0, 1])
-def test_fewer_than_two_images_are_refused(name, n):
-    with pytest.raises(UsageError, match=f"was given {n}"):
-        make_detector(name).fit(context(sphere(2)[:n]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_of_another_encoder_and_broken_ones_are_refused(name):
-    other = Context(sphere(3), ("a", "b", "c"), id_vectors=sphere(20, dim=9))
-    with pytest.raises(UsageError, match=r"id_vectors must be a \(n, 8\)"):
-        make_detector(name).fit(other)
-    broken = sphere(20)
-    broken[7, 2] = math.nan
-    with pytest.raises(UsageError, match="row 7"):
-        make_detector(name).fit(context(broken))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "labels", [np.zeros(19, int), np.zeros((20, 1), int), np.zeros(20), np.full(20, -1), np.arange(20) % 4, ["a"] * 20]
-)
-def test_labels_that_are_no_classes_are_refused(name, labels):
-    with pytest.raises(UsageError, match="id_labels must be 20 whole numbers from 0 to 2"):
-        make_detector(name).fit(context(sphere(20), labels))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_the_known_images_does_not_matter(name):
-    vectors, labels = around(sphere(3), 30)
-    order = np.random.default_rng(0).permutation(90)
-    images = sphere(40, seed=6)
-    scores = fitted(name, vectors, labels).score(images)
-    close = 1e-2 if name == "one_class_svm" else 1e-5  # it is found in steps, up to a tolerance of 0.001
-    np.testing.assert_allclose(fitted(name, vectors[order], labels[order]).score(images), scores, rtol=0, atol=close)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_image_farther_from_all_known_ones_scores_higher(name):
-    centre = np.eye(16, dtype=np.float32)[:1]
-    detector = fitted(name, around(centre, 200, spread=0.1)[0], classes=1)
-    away = np.eye(16, dtype=np.float32)[1:2]
-    angles = np.linspace(0.5, 2, 8)[:, None]  # farther away the One-Class SVM's kernel is 0 in float32
-    assert (np.diff(detector.score(unit(np.cos(angles) * centre + np.sin(angles) * away))) > 0).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_learned_does_not_hang_on_the_class_texts(name):
-    vectors, labels = around(sphere(3), 30)
-    fitted(name, vectors)
-    images = sphere(20, seed=6)
-    one, other = (make_detector(name).fit(context(vectors, labels, seed=seed)).score(images) for seed in (1, 2))
-    np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_was_fitted_scores_without_scikit_learn(name, monkeypatch):
-    vectors, labels = around(sphere(3), 30)
-    detector = fitted(name, vectors, labels)
-    before = detector.score(vectors)
-    for module in ("sklearn", "sklearn.svm", "sklearn.covariance"):
-        monkeypatch.setitem(sys.modules, module, None)
-    again = type(detector).from_state(detector.params, detector.state())
-    np.testing.assert_array_equal(again.score(vectors), before)
-
-
-@pytest.mark.parametrize("name", ["mahalanobis", "one_class_svm"])
-def test_without_scikit_learn_the_pip_command_is_named(name, monkeypatch):
-    for module in ("sklearn", "sklearn.svm", "sklearn.covariance"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r'pip install "outclass\[fit\]"'):
-        make_detector(name).fit(context(sphere(40)))
-    make_detector("knn").fit(context(sphere(40)))
-    make_detector("mahalanobis", shrinkage="none").fit(context(sphere(40)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytest.importorskip("torch", reason="the extra `torch` is not installed")
+torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
 pytest.importorskip("transformers", "5", reason="tiny checkpoints are made with transformers 5")
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 
@@ -21,9 +23,10 @@ from conftest import noisy_picture, picture, run  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
 from outclass import EncoderError, UsageError, load_encoder  # noqa: E402
-from outclass.encoders import export, onnx_graphs  # noqa: E402
-from outclass.encoders.export import BARS, Cosines, Parity, compare, export_encoder, exportable  # noqa: E402
+from outclass.encoders import export, onnx_graphs, parity  # noqa: E402
+from outclass.encoders.export import export_encoder, exportable  # noqa: E402
 from outclass.encoders.onnx import OnnxEncoder  # noqa: E402
+from outclass.encoders.parity import BARS, Cosines, Parity, compare  # noqa: E402
 from outclass.images.preprocess import to_pixels  # noqa: E402
 
 FAMILIES = {
@@ -75,6 +78,7 @@ def test_float32_vectors_are_those_of_torch(made: Any, family: str) -> None:
     np.testing.assert_allclose(local, theirs.encode_patches(pixels)[1], atol=1e-4)
     np.testing.assert_array_equal(whole, ours.encode_images(pixels))
     assert done.parity.good
+    assert done.parity.places.n == parity.IMAGES_FOR_PLACES * local.shape[1]
     assert done.parity.images.centred_minimum > 0.9999  # random vectors lie close together: the mean says little
 
 
@@ -154,12 +158,35 @@ def test_a_corrupted_weight_is_called_bad(made: Any, tmp_path: Path) -> None:
     values[:, :8] *= -1
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, str(folder / "image.onnx"))
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card["sha256"]["image.onnx"] = hashlib.sha256((folder / "image.onnx").read_bytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     report = compare(theirs, OnnxEncoder(folder, "broken"), pixels_for(theirs))
     assert not report.images.good
     assert report.texts.good
     assert not report.good
     assert report.to_dict()["good"] is False
     assert compare(theirs, OnnxEncoder(done.folder, "whole"), pixels_for(theirs)).good
+
+
+def test_local_vectors_that_are_wrong_are_called_bad(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, done = made("siglip")
+    ours = OnnxEncoder(done.folder, "columns for rows")
+    encode = ours.encode_patches
+
+    def turned(pixels: Any) -> Any:
+        whole, local = encode(pixels)
+        return whole, local.reshape(-1, *ours.info.patch_grid, ours.info.dim).swapaxes(1, 2).reshape(local.shape)
+
+    monkeypatch.setattr(ours, "encode_patches", turned)
+    report = compare(theirs, ours, pixels_for(theirs))
+    assert report.images.good
+    assert report.texts.good
+    assert not report.places.good
+    assert not report.good
+    monkeypatch.setattr(theirs, "info", dataclasses.replace(theirs.info, patch_grid=None))
+    report = compare(theirs, ours, pixels_for(theirs))
+    assert (report.places, report.to_dict()["places"], report.good) == (None, None, True)
 
 
 def test_cosines_are_what_they_say() -> None:
@@ -179,6 +206,8 @@ def test_cosines_are_what_they_say() -> None:
     one = Cosines.of(theirs[:1], theirs[:1], 0.99)
     assert (one.centred_mean, one.centred_minimum) == (None, None)
     assert not Parity(found, one).good
+    assert Parity(one, one, one).good
+    assert not Parity(one, one, found).good
     assert BARS == {"fp32": 0.9999, "int8": 0.99}
 
 
@@ -350,7 +379,8 @@ def test_the_command_exports_reports_and_compares_detection(
         "--id", photographs["id"], "--ood", photographs["ood"], "-d", "max_logit",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "images" in result.output
+    for row in ("images", "texts", "places"):
+        assert f"\n{row} " in result.output
     assert ">= 0.9999" in result.output
     assert "12+12" in result.output
     assert "NO" not in result.output
@@ -366,12 +396,22 @@ def test_the_command_warns_of_a_bad_export_and_keeps_it(
     made: Any, tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = made("clip")[1].folder.parent / "clip"
-    monkeypatch.setattr(export, "BARS", {"fp32": 1.1, "int8": 1.1})
+    monkeypatch.setattr(parity, "BARS", {"fp32": 1.1, "int8": 1.1})
     result = run("export", checkpoint, "-o", tmp_path / "out", "--images", photographs["ood"])
     assert result.exit_code == 0
     assert "NO" in result.output
     assert "warning" in result.output
     assert json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))["parity"]["good"] is False
+
+
+def test_int8_of_convolutions_is_refused_and_something_better_named(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, _ = made("clip")
+    monkeypatch.setattr(theirs.image, "stem", torch.nn.Conv2d(512, 512, 3), raising=False)
+    with pytest.raises(UsageError, match="convolutions; leave out --int8, or export a vision transformer"):
+        export_encoder(theirs, tmp_path / "out", PICTURES, int8=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_detection_needs_both_sides(tmp_path: Path, photographs: dict[str, Path]) -> None:

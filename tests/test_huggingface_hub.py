@@ -1,21 +1,21 @@
-"""Where a Hugging Face checkpoint comes from, what of it is read, and honest refusals. Nothing here asks a network."""
+"""Where a Hugging Face checkpoint comes from, and honest refusals. Nothing here asks a network."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import pickle
+import shutil
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
@@ -25,13 +25,25 @@ import checkpoints  # noqa: E402 (needs torch)
 import huggingface_hub  # noqa: E402
 
 from outclass.encoders.base import load_encoder  # noqa: E402
-from outclass.encoders.hub import CONVERSION, CONVERTER, find_cached  # noqa: E402
+from outclass.encoders.hub import (  # noqa: E402
+    CONVERSION,
+    CONVERTER,
+    find_cached,
+)
 from outclass.encoders.huggingface import HuggingFaceEncoder  # noqa: E402
 from outclass.encoders.known import KNOWN, KnownEncoder  # noqa: E402
 from outclass.errors import EncoderError, UsageError  # noqa: E402
 
 TEXTS = ["a photo of a cat", "a dog", "A Red Car!"]
 HEAD = "0" * 40
+CONVERTED = "f" * 40
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where outclass notes which conversions it checked."""
+    monkeypatch.setenv("OUTCLASS_CACHE", str(tmp_path / "own"))
+    return tmp_path / "own"
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +126,72 @@ def test_a_cached_hub_model_loads_offline_and_equals_the_folder(cache: Path, cli
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the hub's cache is made of symbolic links")
-def test_a_cached_conversion_is_read_before_a_bin_and_without_the_network(
-    tmp_path: Path, cache: Path, clip: Path, caplog: pytest.LogCaptureFixture
+def test_a_warm_cache_is_used_without_asking_the_network_that_is_there(
+    cache: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+
+    def ask(*args: Any, **more: Any) -> None:
+        asked.append(args)
+        raise OSError("no network in this test")
+
+    fill(cache, clip)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    monkeypatch.setattr(socket.socket, "connect", ask)
+    assert load_encoder("some/clip").encode_texts(TEXTS).shape == (3, 24)
+    assert not asked
+    with pytest.raises(EncoderError, match="no network in this test"):
+        load_encoder("other/clip")
+    assert asked, "this test would not notice a question to the network"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the hub's cache is made of symbolic links")
+def test_a_conversion_is_taken_from_the_cache_only_where_it_was_checked(
+    tmp_path: Path, cache: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = checkpoints.save_clip(tmp_path / "strange", seed=1)
     fill(cache, old_checkpoint(tmp_path / "old"))
-    assert find_cached("some/clip") == cache / "models--some--clip" / "snapshots" / HEAD
-    converted = fill(cache, clip, revision="refs/pr/3", commit="3" * 40)
+    main = find_cached("some/clip")
+    assert main == cache / "models--some--clip" / "snapshots" / HEAD
+    fill(cache, strange, revision="refs/pr/1", commit="1" * 40)  # another program was told to load somebody's
+    converted = fill(cache, clip, revision="refs/pr/4", commit=CONVERTED)
+    assert find_cached("some/clip") == main, "nothing says that anybody looked at these"
+
+    before = listing(cache)
+    with monkeypatch.context() as online:
+        Hub(online, clip, "pytorch_model.bin", [request(1, author="stranger"), request(4)])
+        HuggingFaceEncoder("some/clip")
     assert find_cached("some/clip") == converted
+    assert listing(cache) == before
     with caplog.at_level(logging.WARNING, "outclass"):
-        load_encoder("some/clip")
+        caplog.clear()
+        assert load_encoder("some/clip").info.fingerprint == HuggingFaceEncoder(str(clip)).info.fingerprint
     assert not caplog.records
+
+    (note,) = (tmp_path / "own").rglob("*.json")
+    for content in ('{"commit": "../../elsewhere"}', '{"commit": "refs/pr/1"}', "[]", "torn"):
+        note.write_text(content)
+        assert find_cached("some/clip") == main
+
+
+def test_a_conversion_that_changes_while_it_is_downloaded_is_refused(
+    clip: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Hub(monkeypatch, clip, "pytorch_model.bin", [request(4)]).came = "e" * 40
+    with pytest.raises(EncoderError, match="no longer the conversion that was checked"):
+        HuggingFaceEncoder("some/clip")
+    assert not list(own_cache.rglob("*"))
+
+
+def test_an_own_cache_that_cannot_be_written_is_no_reason_to_stop(
+    clip: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_cache.write_text("a file where the folder would be")
+    Hub(monkeypatch, clip, "pytorch_model.bin", [request(4)])
+    assert HuggingFaceEncoder("some/clip").info.dim == 24
+    assert "checked again" in caplog.text
 
 
 class Hub:
@@ -131,14 +199,17 @@ class Hub:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, weights: str, requests: Any = ()) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.folder, self.weights, self.requests = folder, weights, requests
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, *args, **more: self.about())
+        self.folder, self.weights, self.requests, self.came = folder, weights, requests, CONVERTED
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.about)
         monkeypatch.setattr(huggingface_hub.HfApi, "get_repo_discussions", self.discussions)
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_commits", self.commits)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
-    def about(self) -> Any:
-        files = {"config.json": 500, self.weights: 605_000_000}
+    def about(self, model: str, revision: str | None = None, **more: Any) -> Any:
+        assert more["files_metadata"], "sizes are asked for"
+        files = {"config.json": 500, self.weights: 605_000_000, "tf_model.h5": 606_000_000, "README.md": None}
+        files |= {"pytorch_model.bin": 604_000_000, "onnx/model.safetensors": 9_000_000_000}
+        files |= {"model.safetensors": 603_000_000} if revision else {}
         return SimpleNamespace(sha=HEAD, siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in files.items()])
 
     def discussions(self, model: str, **filters: Any) -> Any:
@@ -146,13 +217,17 @@ class Hub:
 
     def commits(self, model: str, revision: str) -> Any:
         (parent,) = [parent for request, parent in self.requests if revision == f"refs/pr/{request.num}"]
-        return [SimpleNamespace(commit_id="f" * 40), SimpleNamespace(commit_id=parent)]
+        return [SimpleNamespace(commit_id=CONVERTED), SimpleNamespace(commit_id=parent)]
 
     def download(self, model: str, local_files_only: bool = False, **asked: Any) -> str:
         if local_files_only:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
         self.asked.append(asked)
-        return str(self.folder)
+        if asked["revision"] is None:
+            return str(self.folder)
+        folder = self.folder.with_name(self.came)  # the hub's cache names a folder by its commit
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return str(folder)
 
 
 def request(num: int, author: str = CONVERTER, title: str = CONVERSION, parent: str = HEAD) -> Any:
@@ -164,16 +239,18 @@ def test_a_download_asks_for_old_weights_only_where_there_are_no_others(
     weights: str, clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = Hub(monkeypatch, clip, weights)
-    with caplog.at_level(logging.INFO, "outclass"):
+    with caplog.at_level(logging.WARNING, "outclass"):
         assert HuggingFaceEncoder("some/clip").info.dim == 24
     (asked,) = hub.asked
     assert ("pytorch_model.bin" in asked["allow_patterns"]) == (weights == "pytorch_model.bin")
     assert asked["revision"] is None
-    if not weights.endswith(".json"):
-        assert "605 MB" in caplog.text
+    size = 604 if weights == "pytorch_model.bin" else 605
+    assert f"downloading some/clip, {size} MB" in caplog.text, "other formats of the same weights are not fetched"
 
 
-def test_the_conversion_of_the_hubs_bot_is_taken_and_nobody_elses(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_conversion_of_the_hubs_bot_is_taken_and_nobody_elses(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     others = [
         request(1, author="stranger"),
         request(2, title="Update README.md"),
@@ -183,6 +260,7 @@ def test_the_conversion_of_the_hubs_bot_is_taken_and_nobody_elses(clip: Path, mo
     HuggingFaceEncoder("some/clip")
     assert hub.asked[0]["revision"] == "refs/pr/4"
     assert "pytorch_model.bin" not in hub.asked[0]["allow_patterns"]
+    assert "downloading some/clip, 603 MB" in caplog.text, "the size is the conversion's"
 
     hub = Hub(monkeypatch, clip, "pytorch_model.bin", others)
     HuggingFaceEncoder("some/clip")
@@ -200,113 +278,20 @@ def test_a_repository_without_weights_of_transformers_is_refused(
         HuggingFaceEncoder("some/clip")
 
 
-def test_weights_in_parts_and_old_weights_give_the_same_vectors(
-    tmp_path: Path, clip: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = HuggingFaceEncoder(str(clip)).encode_texts(TEXTS)
-    parts = checkpoints.save_clip(tmp_path / "parts")
-    (parts / "model.safetensors").unlink()
-    transformers.AutoModel.from_pretrained(clip).save_pretrained(parts, max_shard_size="100KB")
-    assert len(list(parts.glob("model-*-of-*.safetensors"))) > 1
-    np.testing.assert_array_equal(HuggingFaceEncoder(str(parts)).encode_texts(TEXTS), expected)
-    assert not caplog.records
+@pytest.mark.skipif(sys.platform == "win32", reason="the hub's cache is made of symbolic links")
+def test_the_table_says_what_is_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = partial(huggingface_hub.try_to_load_from_cache, cache_dir=cache)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)  # old releases read the constant at import
 
-    old = old_checkpoint(tmp_path / "old")
-    np.testing.assert_array_equal(HuggingFaceEncoder(str(old)).encode_texts(TEXTS), expected)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert ".bin, tensors only" in line
+    def cached() -> list[str]:
+        return [line.split()[0] for line in run("encoders").output.splitlines() if "(cached)" in line]
 
-    next(parts.glob("model-*-of-*.safetensors")).unlink()
-    with pytest.raises(EncoderError, match="model-0000"):
-        HuggingFaceEncoder(str(parts))
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.marker), "w")
-
-
-@pytest.mark.parametrize("kind", ["torch", "plain"])
-def test_a_pickle_that_can_run_code_is_refused_and_does_not_run(tmp_path: Path, kind: str) -> None:
-    marker = tmp_path / "it-ran"
-    folder = old_checkpoint(tmp_path / "old", {"code": Bomb(marker)})
-    if kind == "plain":
-        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"code": Bomb(marker)}))
-    with pytest.raises(EncoderError, match="more than tensors"):
-        HuggingFaceEncoder(str(folder))
-    assert not marker.exists()
-
-
-def test_code_that_a_checkpoint_brings_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    folder = checkpoints.save_clip(tmp_path / "clip")
-    marker = tmp_path / "it-ran"
-    (folder / "mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Mine: pass\n")
-    config = json.loads((folder / "config.json").read_text())
-    auto = {"AutoModel": "mine.Mine", "AutoConfig": "mine.Mine"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": auto}))
-    with pytest.raises(EncoderError, match=r"its own code \(mine\.Mine\)"):
-        HuggingFaceEncoder(str(folder))
-    # A family that is known here needs no such code, so it is left alone.
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": auto}))
-    assert HuggingFaceEncoder(str(folder)).info.dim == 24
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"])
-def test_an_incomplete_checkpoint_names_the_missing_file(tmp_path: Path, file: str) -> None:
-    folder = checkpoints.save_clip(tmp_path / "clip")
-    (folder / file).unlink()
-    with pytest.raises(EncoderError, match=file):
-        HuggingFaceEncoder(str(folder))
-
-
-def test_weights_that_lack_a_tensor_are_refused_not_filled_with_random_numbers(tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    folder = checkpoints.save_clip(tmp_path / "clip")
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["visual_projection.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EncoderError, match="visual_projection"):
-        HuggingFaceEncoder(str(folder))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 16, "size": None},
-        {"do_center_crop": False},
-        {"do_resize": False},
-        {"rescale_factor": 1.0},
-        {"crop_size": {"height": 32, "width": 24}},
-        {"crop_size": {"height": 28, "width": 28}},
-        {"size": {"height": 40, "width": 40}},
-        {"size": {"shortest_edge": 24}},
-    ],
-)
-def test_preprocessing_that_cannot_be_said_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
-    folder = checkpoints.save_clip(tmp_path / "clip", **settings)
-    with pytest.raises(EncoderError, match=r"prepares images|smaller than the crop"):
-        HuggingFaceEncoder(str(folder))
-
-
-def test_a_model_with_one_tower_is_refused(tmp_path: Path, clip: Path) -> None:
-    for file in clip.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    transformers.BertModel(transformers.BertConfig(vocab_size=600, **tower)).save_pretrained(tmp_path)
-    with pytest.raises(EncoderError, match="no CLIP-like dual encoder that outclass knows but a 'bert'"):
-        HuggingFaceEncoder(str(tmp_path))
-
-
-def test_a_naflex_model_is_refused_and_another_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"NaFlex.*google/siglip2-base-patch16-224"):
-        HuggingFaceEncoder(str(checkpoints.save_naflex(tmp_path / "naflex")))
+    assert cached() == []
+    repository = cache / "models--apple--DFN2B-CLIP-ViT-B-16"
+    for file, content in (("refs/main", "abc"), ("snapshots/abc/open_clip_pytorch_model.bin", "")):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(content)
+    assert cached() == ["openclip:ViT-B-16/dfn2b"]
 
 
 def test_devices(clip: Path) -> None:

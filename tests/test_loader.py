@@ -17,6 +17,7 @@ from PIL import Image
 
 from outclass import load_encoder
 from outclass.encoders.stream import encode_stream
+from outclass.images import loader
 from outclass.images.loader import Reader, chunks, map_ordered, usable_cores
 from outclass.images.sources import Files, Item
 
@@ -234,3 +235,27 @@ def test_an_image_that_many_rows_share_is_read_right_from_many_threads():
 
 def test_cores_are_counted_within_what_the_process_may_use():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),  # half a core is one thread
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "broken"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
+        ({}, 8),
+    ],
+)
+def test_the_cpu_quota_of_a_container_is_read(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(loader, "CGROUP", tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert usable_cores() == cores

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import auroc, score, unit
 
 from outclass import Context, Guard, MissingExtraError, all_detectors, make_detector
+from outclass.defaults import choose_detector, mining
 from outclass.detectors.distance import KNN
 from outclass.detectors.logits import MaxLogit
+from outclass.judge import context as judged_with
 from outclass.words.classes import ClassSet
+from outclass.words.negatives import mine
 
 NAMES = list(all_detectors())
 LEARNING = [name for name in NAMES if "id_vectors" in all_detectors()[name].info.needs]
@@ -190,9 +195,10 @@ def test_every_detector_that_learns_ranks_other_images_above_new_ones_of_its_cla
     # An image that it was fitted on would be told from others by any detector: it is judged on the other half.
     rows, files = encoded("imagenette_id10", 250)
     labels = np.array([imagenette.index(file.parent.name.replace("_", " ")) for file in files])
-    text = ClassSet.build(list(imagenette), lite).vectors
-    context = Context(text, imagenette, id_vectors=rows[::2], id_labels=labels[::2] if labelled else None)
-    detector = fit(make_detector(name), context)
+    class_set, detector = ClassSet.build(list(imagenette), lite), choose_detector(name, lite.info, None)
+    words = mine(class_set, lite, **mining(detector, lite.info)) if "negatives" in detector.needs else None
+    about = replace(judged_with(class_set, words, lite.info), id_vectors=rows[::2])
+    fit(detector, replace(about, id_labels=labels[::2] if labelled else None))
     id_scores = detector.score(rows[1::2])
     found = {}
     for far in ("textures", "scenes", "digits", "art"):

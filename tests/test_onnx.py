@@ -143,3 +143,32 @@ def test_a_broken_graph_is_named(folder: Path) -> None:
     encoder = OnnxEncoder(folder, "x")
     with pytest.raises(EncoderError, match=r"image\.onnx"):
         encoder.encode_images(np.zeros((1, 260, 260, 3), np.uint8))
+
+
+def test_cuda_that_does_not_start_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    encoder = OnnxEncoder(folder, "x")
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(  # what onnxruntime-gpu does without CUDA's libraries
+        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, providers=both[1:])
+    )
+    with pytest.raises(EncoderError, match="device='cpu'"):
+        encoder.encode_texts(["cat"])
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "tokenizer.json"])
+def test_a_file_that_the_card_was_not_written_for_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_bytes(path.read_bytes() + b" ")
+    encoder = OnnxEncoder(folder, "x")
+    size = encoder.info.preprocess.size
+
+    def use() -> None:
+        encoder.encode_texts(["cat"])
+        encoder.encode_images(np.zeros((1, size, size, 3), np.uint8))
+
+    with pytest.raises(EncoderError, match=f"{name}.*card.json"):
+        use()

@@ -122,8 +122,11 @@ def test_a_cold_cache_without_network_says_what_to_do(cache, tmp_path):
         assert word in str(told.value)
 
 
-def test_a_download_takes_the_first_that_is_there_and_nothing_else(cache, tmp_path, monkeypatch):
-    there = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in ("README.md", OLD, "x/" + SAFE)])
+def test_a_download_says_its_size_and_takes_the_first_that_is_there_and_nothing_else(
+    cache, tmp_path, monkeypatch, caplog
+):
+    sizes = {"README.md": 8_000_000, OLD: 605_000_000, "x/" + SAFE: 604_000_000}
+    there = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: there)
     asked = []
 
@@ -134,6 +137,7 @@ def test_a_download_takes_the_first_that_is_there_and_nothing_else(cache, tmp_pa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert _by_tag(OPEN_CLIP, "ViT-B-32/laion").weights == tmp_path / OLD
     assert asked == [("someone/b32", [OLD], "*/*")]
+    assert "downloading someone/b32, 605 MB" in caplog.text
     with pytest.raises(EncoderError, match=r"weights\.safetensors or weights\.bin of someone/b32"):
         _by_tag(OPEN_CLIP, "ViT-B-32/named")
 

@@ -15,7 +15,7 @@ from outclass.decide.calibrated import Calibrated
 from outclass.decide.calibration import check_reached
 from outclass.decide.threshold import Threshold, check_reachable
 from outclass.defaults import choose_detector, mining
-from outclass.detectors.base import Detector, check_vectors
+from outclass.detectors.base import Detector, check_unit, check_vectors
 from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
 from outclass.encoders.stream import encode_loaded, encode_stream
 from outclass.errors import MismatchError, UsageError
@@ -30,6 +30,7 @@ from outclass.scan import Scan
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import NONE, WORDNET, Negatives, check_apart, choose, mine
 from outclass.words.prompts import DEFAULT_ORDER, DEFAULT_TEMPLATES
+from outclass.words.tuned import encoder_for
 
 log = logging.getLogger("outclass")
 
@@ -54,8 +55,10 @@ class Guard(Learner):
     """Says for every image whether it belongs to the known classes.
 
     Args:
-        classes: names as a list or comma list, a ``.txt`` file, or a folder with a sub-folder for each class.
-        encoder: name or object, see ``load_encoder``; ``lite`` is bundled and needs no download.
+        classes: names as a list or comma list, a ``.txt`` file, a folder with a sub-folder for each class, or a
+            ``.prompts`` file of ``outclass tune``.
+        encoder: name or object, see ``load_encoder``; ``lite`` is bundled and needs no download, but gives way to the
+            encoder that a ``.prompts`` file was tuned for.
         detector: name or object; None = the encoder's default, ``neglabel`` for nearly all of them, or ``max_logit``
             where the encoder knows no English or ``negatives`` is ``none``.
         threshold: on ``ood_score`` (higher = more OOD); None = the detector's natural one, where it has one.
@@ -89,12 +92,12 @@ class Guard(Learner):
         batch_size: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        loaded = load_encoder(encoder, device, threads)
+        loaded = load_encoder(encoder_for(classes, encoder), device, threads)
         class_set = ClassSet.build(classes, loaded, templates, ensemble)
         chosen = choose_detector(detector, loaded.info, negatives)
         words = None
-        if "negatives" in chosen.info.needs:
-            words = choose(negatives, class_set, loaded, **mining(chosen.info.name, loaded.info))
+        if "negatives" in chosen.needs:
+            words = choose(negatives, class_set, loaded, **mining(chosen, loaded.info))
         elif negatives is not None and negatives != NONE:
             raise UsageError(f"the detector {chosen.info.name!r} uses no negatives; leave them out, or use neglabel")
         judge = Judge(class_set, words, chosen).with_words(class_set, words, loaded.info)
@@ -108,7 +111,7 @@ class Guard(Learner):
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        if "patches" in judge.detector.info.needs:
+        if "patches" in judge.detector.needs:
             patch_encoder(encoder)
         self.encoder = encoder
         self.judge = judge
@@ -200,10 +203,7 @@ class Guard(Learner):
             UsageError: wrong shape, NaN, rows that are not of unit length, or a different number of ids.
         """
         vectors = check_vectors(vectors, "vectors", dim=self.encoder.info.dim)
-        lengths = np.linalg.norm(vectors, axis=1)
-        if len(vectors) and abs(lengths - 1).max() > 1e-3:
-            row = int(abs(lengths - 1).argmax())
-            raise UsageError(f"vectors must have unit rows, but row {row} has length {lengths[row]:.4g}; divide by it")
+        check_unit(vectors, "vectors")
         names = [str(row) for row in range(len(vectors))] if ids is None else list(ids)
         if len(names) != len(vectors):
             raise UsageError(f"got {len(names)} ids for {len(vectors)} vectors")
@@ -288,18 +288,23 @@ class Guard(Learner):
     def _change_classes(self, class_set: ClassSet) -> None:
         negatives = self.negatives
         if negatives and negatives.source == WORDNET:  # a word that meant something else may now mean a class
-            fresh_words = mine(class_set, self.encoder, **mining(self.detector.info.name, self.encoder.info))
+            fresh_words = mine(class_set, self.encoder, **mining(self.detector, self.encoder.info))
             negatives = fresh_words.give_up(negatives.grounded) if negatives.grounded else fresh_words
         elif negatives:
             check_apart(negatives.names, class_set)
         fresh = self.judge.with_words(class_set, negatives, self.encoder.info)
-        if fresh.threshold and fresh.threshold.source == "user":
+        if fresh.threshold and fresh.threshold.source == "user" and fresh.ready:
             check_reachable(
                 fresh.threshold.value, fresh.detector.score_range(), fresh.detector.info.name, len(class_set.names)
             )
         if self.judge.calibrated:
             log.warning(DROPPED)
-        if fresh.learns and fresh.fitted:
+        if self.judge.ready and not fresh.ready:
+            log.warning(
+                "the detector %r learned from images for the old classes alone; fit it again, with images of the new "
+                "ones", fresh.detector.info.name,
+            )  # fmt: skip
+        elif fresh.learns and fresh.fitted:
             log.warning(
                 "the detector %r learned from images of the old classes: of a new class it knows no image, and those "
                 "of a removed one still count as known; fit it again", fresh.detector.info.name,

@@ -76,7 +76,7 @@ class Judge:
         threshold: None = nothing is decided.
         calibrated: p-values for this class list; None before calibration and after a change.
         evidence: images of the last calibration; None where none are kept.
-        fitted: images that the detector learned from, or that words were given up for; None without.
+        fitted: images that the detector learned from, outliers too, or that words were given up for; None without.
     """
 
     class_set: ClassSet
@@ -95,18 +95,23 @@ class Judge:
     @property
     def learns(self) -> bool:
         """Whether the detector learns from images."""
-        return "id_vectors" in self.detector.info.needs
+        return self.detector.learns
+
+    @property
+    def ready(self) -> bool:
+        """Whether the detector can score: it learns nothing, or has learned for this class list."""
+        return not self.learns or self.fitted is not None
 
     def check_ready(self) -> None:
-        """Refuse to judge with a detector that has not learned yet.
+        """Refuse to judge with a detector that has not learned yet, or learned for another class list.
 
         Raises:
             NotReadyError: it has not; the message says how.
         """
-        if self.learns and self.fitted is None:
+        if not self.ready:
             raise NotReadyError(
-                f"the detector {self.detector.info.name!r} learns from images of your classes and has seen none: "
-                "guard.fit(folder) first, or on the command line outclass fit FOLDER -o my.guard"
+                f"the detector {self.detector.info.name!r} learns from images of your classes and has seen none for "
+                "the classes as they are now: guard.fit(folder), or on the command line outclass fit FOLDER -o my.guard"
             )
 
     def labels(self, known: Known, folders: Mapping[str, str] | None = None) -> tuple[npt.NDArray[np.intp], bool]:
@@ -155,11 +160,14 @@ class Judge:
     def with_words(self, class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo) -> Judge:
         """The same judge for other words: its detector made anew, its threshold its own or the user's.
 
-        A calibration holds for one class list and goes; its images stay, for ``recalibrate``.
+        A calibration holds for one class list and goes; its images stay, for ``recalibrate``. What a detector learned
+        from images stays, unless it learned it for one class list.
         """
-        detector = self.detector
+        detector, fitted = self.detector, self.fitted
         if not self.learns:
             detector = detector.unfitted().fit(context(class_set, negatives, info))
+        elif detector.info.classwise and class_set.names != self.names:
+            detector, fitted = detector.unfitted(), None
         threshold = self.threshold
         if threshold is None or threshold.source != "user":
             natural = detector.natural_threshold()
@@ -173,15 +181,26 @@ class Judge:
             threshold=threshold,
             calibrated=None,
             evidence=evidence.without(removed) if evidence and removed else evidence,
+            fitted=fitted,
         )
 
-    def with_images(self, known: Known, labels: npt.NDArray[np.intp], info: EncoderInfo) -> Judge:
-        """A judge whose detector has learned from images; without a threshold until it is calibrated."""
+    def with_images(
+        self, known: Known, labels: npt.NDArray[np.intp], info: EncoderInfo, outliers: Vectors | None = None
+    ) -> Judge:
+        """A judge whose detector has learned from images; without a calibrated threshold.
+
+        Args:
+            known: n images of the classes.
+            labels: (n,) class of each.
+            info: of the encoder.
+            outliers: (m, d) float32 unit rows of images of none of the classes, for a detector that takes them.
+        """
         about = replace(context(self.class_set, self.negatives, info), id_vectors=known.vectors, id_labels=labels)
-        detector = self.detector.unfitted().fit(about)
+        detector = self.detector.unfitted().fit(replace(about, outlier_vectors=outliers))
         natural = detector.natural_threshold()
         threshold = Threshold(natural, "natural") if natural is not None else None
-        fitted = PackedVectors.pack(known.vectors)
+        seen = known.vectors if outliers is None else np.concatenate([known.vectors, outliers])
+        fitted = PackedVectors.pack(seen)
         return replace(self, detector=detector, threshold=threshold, calibrated=None, evidence=None, fitted=fitted)
 
     def calibrate(self, evidence: Evidence, scores: Floats | None = None, ood_scores: Floats | None = None) -> Judge:
@@ -225,6 +244,8 @@ class Judge:
             ),
         }
         all_arrays: Arrays = {"classes": self.class_set.vectors, **_under("calibrated", arrays)}
+        if self.class_set.context is not None:
+            all_arrays["classes.context"] = self.class_set.context
         all_arrays |= self.negatives.to_arrays() if self.negatives else {}
         if self.evidence:
             all_arrays["evidence.id"] = self.evidence.vectors
@@ -248,7 +269,12 @@ class Judge:
         try:
             name, fingerprint = about["encoder"]["name"], about["encoder"]["fingerprint"]
             class_set = ClassSet.restore(
-                about["classes"], arrays["classes"], about["templates"], fingerprint, about["order"]
+                about["classes"],
+                arrays["classes"],
+                about["templates"],
+                fingerprint,
+                about["order"],
+                arrays.get("classes.context"),
             )
             detector = make_detector(about["detector"]["name"], **about["detector"]["params"])
             negatives, threshold, evidence, fitted = about["negatives"], about["threshold"], None, None
@@ -262,7 +288,7 @@ class Judge:
                 )
             if "fitted.codes" in arrays:
                 fitted = PackedVectors(arrays["fitted.codes"], arrays["fitted.scales"])
-                if "id_vectors" in detector.info.needs:
+                if detector.learns:
                     kind = all_detectors()[about["detector"]["name"]]
                     detector = kind.from_state(about["detector"]["params"], _below("detector", arrays))
             if threshold:

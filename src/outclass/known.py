@@ -24,6 +24,8 @@ SAME = 0.99
 ROWS = 1024  # compared with all others at a time
 NAMED = 5  # in messages
 
+FITTED = "the detector was fitted on them"
+
 
 @dataclass(frozen=True)
 class Known:
@@ -35,7 +37,8 @@ class Known:
         scores: (n,) float32 ``ood_score``, higher = more OOD; None where nobody asked.
         failed: (id, error) of images that could not be read.
         repeated: (id, id of the first) of images that are nearly the same as an earlier one; they count once.
-        fitted: ids left out because the detector was fitted on them, or on nearly the same image.
+        fitted: ids left out because the detector was fitted on them, or on nearly the same image; of outliers, because
+            they are nearly the same as an ID image.
     """
 
     ids: tuple[str, ...]
@@ -111,8 +114,12 @@ class Known:
             return {}
         return dict(Counter(_folder(self.ids[row]) or "no sub-folder" for row in np.flatnonzero(labels < 0)))
 
-    def notes(self) -> list[str]:
-        """What was left out and why, a sentence each."""
+    def notes(self, alike: str = FITTED) -> list[str]:
+        """What was left out and why, a sentence each.
+
+        Args:
+            alike: why images that are nearly the same as others were.
+        """
         said = []
         if self.failed:
             said.append(f"{_count(self.failed)} could not be read: {named([f'{i} ({why})' for i, why in self.failed])}")
@@ -120,7 +127,7 @@ class Known:
             pairs = [f"{one} (like {first})" for one, first in self.repeated]
             said.append(f"{_count(self.repeated)} nearly the same as another and counted once: {named(pairs)}")
         if self.fitted:
-            said.append(f"{_count(self.fitted)} left out, as the detector was fitted on them: {named(self.fitted)}")
+            said.append(f"{_count(self.fitted)} left out, as {alike}: {named(self.fitted)}")
         return said
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.calibration import images_needed
 from outclass.decide.supervised import FIXED_SHARE, Goal
-from outclass.decide.threshold import check_reachable
-from outclass.defaults import LEARNING_DETECTOR, choose_detector, mining
-from outclass.detectors.base import Detector
-from outclass.encoders.base import Encoder
+from outclass.decide.threshold import Threshold, check_reachable
+from outclass.defaults import LEARNING_DETECTOR, OUTLIER_DETECTOR, choose_detector, mining
+from outclass.detectors.base import Detector, all_detectors
+from outclass.encoders.base import Encoder, Vectors
 from outclass.encoders.stream import encode_stream
 from outclass.errors import NotReadyError, UsageError
 from outclass.images.loader import Reader
@@ -20,7 +20,7 @@ from outclass.images.sources import open_source
 from outclass.judge import Evidence, Judge
 from outclass.known import Known, named
 from outclass.progress import track
-from outclass.words.negatives import WORDNET, mine
+from outclass.words.negatives import WORDNET, Negatives, mine
 from outclass.words.pool import PackedVectors
 
 log = logging.getLogger("outclass")
@@ -29,6 +29,8 @@ DROPPED = (
     "the threshold was calibrated for other words and no longer holds: call recalibrate, which reads no image where "
     "the guard keeps its calibration images"
 )
+
+ALIKE = "nearly the same image is among the ID images"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Learned:
         n_held_out: images that ``fit`` held out to calibrate on.
         n_needed: images that the false-alarm rate takes.
         without: classes that no calibration image shows.
+        unseen: classes that no image shows that was learned from.
+        outliers: images of none of the classes that were learned from, with what could not be used; None without.
+        threshold: what decides now; None = nothing does.
     """
 
     n_fitted: int
@@ -56,11 +61,17 @@ class Learned:
     n_held_out: int = 0
     n_needed: int = 0
     without: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    outliers: Known | None = None
+    threshold: Threshold | None = None
 
     def notes(self) -> list[str]:
         """What was left out and why, a sentence each."""
         said = self.known.notes() if self.known else []
         said += [f"OOD: {note}" for note in (self.unknown.notes() if self.unknown else [])]
+        said += [f"outliers: {note}" for note in (self.outliers.notes(ALIKE) if self.outliers else [])]
+        if self.unseen:
+            said.append(f"no image that was learned from is of {named(self.unseen)}: such images may be called OOD")
         if self.without:
             said.append(
                 f"no calibration image is of {named(self.without)}: what the calibration promises does not speak of "
@@ -73,13 +84,17 @@ class Learned:
         said = []
         if self.n_fitted:
             by = "the sub-folder it lies in" if self.by_folder else "its nearest class"
-            said.append(f"Fitted on {self.n_fitted:,} ID images, each of the class by {by}.")
+            others = f", and on {len(self.outliers.ids):,} outliers" if self.outliers else ""
+            said.append(f"Fitted on {self.n_fitted:,} ID images, each of the class by {by}{others}.")
         if self.calibrated:
             said.append(self.calibrated.describe(self.class_names))
         else:
+            natural = self.threshold is not None and self.threshold.source == "natural"
             said.append(
                 f"Not calibrated: the images held out for it were {self.n_held_out}, and it takes {self.n_needed} for "
-                "this false-alarm rate, so all were fitted on. Call calibrate with other ID images, or set a threshold."
+                "this false-alarm rate, so all were fitted on. "
+                + ("The detector's natural threshold decides until you c" if natural else "C")
+                + "all calibrate with other ID images, or set a threshold."
             )
         return "\n".join(said)
 
@@ -98,6 +113,7 @@ class Learner:
         images: Any,
         detector: str | Detector | None = None,
         *,
+        outliers: Any = None,
         hold_out: float = 0.3,
         false_alarm_rate: float = 0.05,
         confidence: float | None = None,
@@ -108,8 +124,12 @@ class Learner:
         Args:
             images: ID images, whatever ``scan`` takes. Sub-folders named like the classes say which class an image
                 shows; else it is taken to show its nearest class.
-            detector: one that learns from images (``outclass detectors``); None = the guard's own where it does, else
-                ``mahalanobis``.
+            detector: one that learns from images (``outclass detectors``), with parameters or without
+                (``tip:base=energy``); None = the guard's own where it does, else ``mahalanobis``, or ``outliers`` where
+                such images are given.
+            outliers: images of none of the classes, real or generated, whatever ``scan`` takes, for a detector that
+                learns from such, too; nothing is calibrated on them, and those that are nearly the same as an ID image
+                are left out.
             hold_out: share of the images that is calibrated on instead, [0, 1); where it holds too few images for
                 ``false_alarm_rate``, all are learned from and nothing is calibrated.
             false_alarm_rate, confidence: as for ``calibrate``.
@@ -119,13 +139,15 @@ class Learner:
             What was learned from and what could not be used.
 
         Raises:
-            UsageError: no image could be read, too few for this detector, or a detector that does not learn.
+            UsageError: no image could be read, too few for this detector, a detector that does not learn, or outliers
+                for one that does not take them.
             MissingExtraError: the detector needs scikit-learn.
         """
         wanted = Wanted(false_alarm_rate, confidence)
         judge, kept = self.judge, None
         if detector is not None or not judge.learns:
-            judge = replace(judge, detector=choose_detector(detector or LEARNING_DETECTOR, self.encoder.info, None))
+            name = detector or (LEARNING_DETECTOR if outliers is None else OUTLIER_DETECTOR)
+            judge = replace(judge, detector=choose_detector(name, self.encoder.info, _typed(judge.negatives)))
         elif judge.threshold and judge.threshold.source == "user":
             kept = judge.threshold  # of the same detector
         if not judge.learns:
@@ -133,9 +155,15 @@ class Learner:
                 f"the detector {judge.detector.info.name!r} learns nothing from images; name one that does, such as "
                 f"{LEARNING_DETECTOR} or knn (`outclass detectors`), or calibrate this one: guard.calibrate(images)"
             )
-        if judge.negatives and "negatives" not in judge.detector.info.needs:
-            judge = replace(judge, negatives=None)
+        if outliers is not None and not judge.detector.takes_outliers:
+            able = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
+            raise UsageError(
+                f"the detector {judge.detector.info.name!r} learns from ID images alone; outliers are for "
+                f"{', '.join(able)}, or leave them out"
+            )
+        judge = replace(judge, negatives=self._words(judge))
         known = self._known(images, progress)
+        others = None if outliers is None else self._known(outliers, progress, what="outlier", apart_from=known.vectors)
         learned_from: Known
         held_out: Known | None
         learned_from, held_out = known.split(hold_out)
@@ -143,14 +171,25 @@ class Learner:
         if n_held_out < n_needed:
             learned_from, held_out = known, None
         labels, by_folder = judge.labels(learned_from)
-        judge = judge.with_images(learned_from, labels, self.encoder.info)
+        judge = judge.with_images(learned_from, labels, self.encoder.info, others.vectors if others else None)
         if held_out is not None:
             judge = judge.calibrate(Evidence.of(wanted, held_out, judge))
         if kept is not None:
             check_reachable(kept.value, judge.detector.score_range(), judge.detector.info.name, len(judge.names))
             judge = replace(judge, threshold=kept)
         learned = self._learned(judge, len(learned_from.ids), by_folder, known)
-        return replace(learned, n_held_out=n_held_out, n_needed=n_needed)
+        unseen = tuple(name for row, name in enumerate(judge.names) if row not in labels)
+        return replace(learned, n_held_out=n_held_out, n_needed=n_needed, unseen=unseen, outliers=others)
+
+    def _words(self, judge: Judge) -> Negatives | None:
+        """The negatives of a judge whose detector is another one now: the old ones where they suit it, else mined."""
+        if "negatives" not in judge.detector.needs:
+            return None
+        had, wanted = self.judge.negatives, mining(judge.detector, self.encoder.info)
+        suits = had is not None and (_typed(had) or mining(self.judge.detector, self.encoder.info) == wanted)
+        if had and suits and not had.grounded:
+            return had
+        return mine(judge.class_set, self.encoder, **wanted)
 
     def calibrate(
         self,
@@ -224,7 +263,7 @@ class Learner:
         Images of removed classes are left out; the calibrated threshold replaces one that the user set.
 
         Raises:
-            NotReadyError: the guard keeps no calibration images.
+            NotReadyError: the guard keeps no calibration images, or its detector has to be fitted again.
             UsageError: too few of them are left.
         """
         evidence = self.judge.evidence
@@ -233,6 +272,7 @@ class Learner:
                 "the guard keeps no calibration images, so it cannot recalibrate by itself; call "
                 "calibrate(images) with images of your classes"
             )
+        self.judge.check_ready()
         return self._learned(self.judge.calibrate(evidence))
 
     def _learned(
@@ -250,14 +290,22 @@ class Learner:
         self.judge = judge
         evidence = judge.evidence
         without = tuple(name for name in judge.names if name not in evidence.shown) if evidence else ()
-        return Learned(fitted, by_folder, known, unknown, calibrated, judge.names, without=without)
+        threshold = judge.threshold
+        return Learned(fitted, by_folder, known, unknown, calibrated, judge.names, without=without, threshold=threshold)
 
     @property
     def _wants_patches(self) -> bool:
-        return "patches" in self.judge.detector.info.needs
+        return "patches" in self.judge.detector.needs
 
-    def _known(self, images: Any, progress: bool = False, score: bool = False, what: str = "ID") -> Known:
-        """Read images to learn from.
+    def _known(
+        self,
+        images: Any,
+        progress: bool = False,
+        score: bool = False,
+        what: str = "ID",
+        apart_from: Vectors | None = None,
+    ) -> Known:
+        """Read images to learn from; those to be scored, or to be apart from others, are not nearly among the others.
 
         Raises:
             UsageError: none could be read.
@@ -268,11 +316,11 @@ class Learner:
         batches = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, patches)
         if progress:
             batches = track(batches, opened.count(), "reading", lambda batch: len(batch.ids))
-        fitted = judge.fitted.unpack() if score and judge.fitted else None
+        apart = judge.fitted.unpack() if score and judge.fitted else apart_from
         scorer = (lambda batch: judge.detector.score(batch.vectors, batch.patches)) if score else None
-        known = Known.gather(batches, self.encoder.info.dim, scorer, fitted)
+        known = Known.gather(batches, self.encoder.info.dim, scorer, apart)
         if not len(known.ids):
-            why = "; ".join(known.notes()) or "there is none"
+            why = "; ".join(known.notes() if apart_from is None else known.notes(ALIKE)) or "there is none"
             raise UsageError(f"no image to learn from among the {what} images: {why}. Expected a folder or a list")
         strange = known.strangers(judge.class_set.classes) if what == "ID" else {}
         if strange:
@@ -296,21 +344,32 @@ class Learner:
             How many words were given up.
 
         Raises:
-            UsageError: this guard's negatives were not mined from the vocabulary, or no image could be read.
+            UsageError: this guard's negatives were not mined from the vocabulary, its detector learns from images
+                itself, or no image could be read.
         """
         judge, negatives = self.judge, self.judge.negatives
         if negatives is None or negatives.source != WORDNET:
             raise UsageError(
                 "only negatives from the vocabulary can be grounded; make the guard with --negatives wordnet"
             )
+        if judge.learns:
+            raise UsageError(
+                f"the detector {judge.detector.info.name!r} learns from images itself: call fit with them "
+                "(guard.fit, or outclass fit FOLDER), or use neglabel"
+            )
         vectors = self._known(images).vectors
         if judge.calibrated:
             log.warning(DROPPED)
         every = negatives
         if every.grounded:
-            every = mine(judge.class_set, self.encoder, **mining(judge.detector.info.name, self.encoder.info))
+            every = mine(judge.class_set, self.encoder, **mining(judge.detector, self.encoder.info))
         words = every.near(vectors)
         judge = judge.with_words(judge.class_set, every.give_up(words), self.encoder.info)
         evidence = judge.evidence.apart_from(vectors) if judge.evidence else None
         self.judge = replace(judge, evidence=evidence, fitted=PackedVectors.pack(vectors))
         return len(words)
+
+
+def _typed(negatives: Negatives | None) -> list[str] | None:
+    """The user's own negatives; None where they are not."""
+    return list(negatives.names) if negatives and negatives.source != WORDNET else None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,3 +70,14 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
             f"{__version__}, which reads schema {SCHEMA}; update outclass or make the {kind} again"
         )
     return header, arrays
+
+
+def cache_folder() -> Path:
+    """Where outclass keeps what it computed or checked once: ``OUTCLASS_CACHE``, else the user's cache folder."""
+    if folder := os.environ.get("OUTCLASS_CACHE"):
+        return Path(folder)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "outclass"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "outclass"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outclass"

@@ -56,6 +56,6 @@ def test_int8_keeps_the_images_near(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca"])
 def test_what_cannot_be_exported_says_what_can(tmp_path: Path, name: str) -> None:
     theirs = saved(tmp_path, name)
-    with pytest.raises(EncoderError, match="Hugging Face|another version"):
+    with pytest.raises(EncoderError, match=r"Hugging Face|another version"):
         export_encoder(theirs, tmp_path / "onnx", PICTURES)
     assert not (tmp_path / "onnx").exists()

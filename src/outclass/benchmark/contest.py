@@ -16,7 +16,8 @@ from outclass.decide.calibration import Calibration, images_needed
 from outclass.decide.metrics import auroc, detection_accuracy, id_accuracy, measure, oscr
 from outclass.decide.threshold import Threshold
 from outclass.defaults import choose_detector, mining
-from outclass.detectors.base import all_detectors
+from outclass.detectors.base import Detector, all_detectors
+from outclass.detectors.ensemble import Ensemble, combine
 from outclass.encoders.base import Encoder, PatchEncoder
 from outclass.errors import UsageError
 from outclass.judge import Judge
@@ -27,6 +28,7 @@ from outclass.words.negatives import LANGUAGE, NONE, Negatives, choose
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.intp]
 FOLDS = 5
+ENSEMBLE = Ensemble.info.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,21 @@ class Scores:
     known: Floats = field(repr=False)
     unknown: Mapping[str, Floats] = field(repr=False)
     threshold: Threshold | None = None
+
+    @classmethod
+    def of(
+        cls, detector: str, scores: Sequence[Floats], sets: Sequence[ImageSet], threshold: Threshold | None = None
+    ) -> Scores:
+        """Scores of the ID images and then of each OOD set.
+
+        Args:
+            detector: its name.
+            scores: (n,) of the ID images, then (m,) of each OOD set.
+            sets: the OOD sets.
+            threshold: its natural one; None where it has none.
+        """
+        named = {one.name: found for one, found in zip(sets, scores[1:], strict=True)}
+        return cls(detector, scores[0], named, threshold)
 
 
 def contestants(
@@ -65,29 +82,37 @@ def contestants(
     words: dict[str, Negatives | None] = {}
     for name in list(all_detectors()) if everything else names:
         detector = choose_detector(name, info, negatives)
-        needs = detector.info.needs
-        reason = None
-        if len(class_set.names) < detector.info.min_classes:
-            reason = f"needs at least {detector.info.min_classes} classes, got {len(class_set.names)}"
-        elif "patches" in needs and not (isinstance(encoder, PatchEncoder) and info.patch_grid):
-            reason = f"the encoder {info.name!r} has no local vectors"
-        elif "negatives" in needs and isinstance(negatives, str) and negatives == NONE:
-            reason = "needs negatives, and none are wanted"
-        elif "negatives" in needs and negatives is None and info.languages and LANGUAGE not in info.languages:
-            reason = f"the vocabulary is English, which the encoder {info.name!r} does not know"
+        reason = _why_not(detector, class_set, encoder, negatives)
         if reason and not everything:
             raise UsageError(f"the detector {name!r} cannot run: {reason}")
         if reason:
             left_out[name] = reason
             continue
-        mined = mining(name, info)
-        if "negatives" in needs and repr(mined) not in words:
-            words[repr(mined)] = choose(negatives, class_set, encoder, **mined)
-        chosen = words[repr(mined)] if "negatives" in needs else None
+        chosen = None
+        if "negatives" in detector.needs:
+            mined = mining(detector, info)
+            if repr(mined) not in words:
+                words[repr(mined)] = choose(negatives, class_set, encoder, **mined)
+            chosen = words[repr(mined)]
         judges[name] = Judge(class_set, chosen, detector).with_words(class_set, chosen, info)
     if not judges:
         raise UsageError(f"no detector can run: {left_out or 'none named'}")
     return judges, left_out
+
+
+def _why_not(detector: Detector, class_set: ClassSet, encoder: Encoder, negatives: Any) -> str | None:
+    info, needs, least = encoder.info, detector.needs, detector.info.min_classes
+    if len(class_set.names) < least:
+        return f"needs at least {least} classes, got {len(class_set.names)}"
+    if "patches" in needs and not (isinstance(encoder, PatchEncoder) and info.patch_grid):
+        return f"the encoder {info.name!r} has no local vectors"
+    if "patches" in needs and detector.learns:
+        return "learns and needs local vectors, which an evaluation does not keep; its parts can be measured apart"
+    if "negatives" in needs and isinstance(negatives, str) and negatives == NONE:
+        return "needs negatives, and none are wanted"
+    if "negatives" in needs and negatives is None and info.languages and LANGUAGE not in info.languages:
+        return f"the vocabulary is English, which the encoder {info.name!r} does not know"
+    return None
 
 
 def is_all(names: Sequence[str]) -> bool:
@@ -115,41 +140,80 @@ class Field:
     fitting: tuple[Known, Labels] | None
     encoder: Encoder
 
+    def parts(self, count: int) -> list[Labels]:
+        """(n,) and (m,) part of each ID image and of each OOD image, fixed by its id; doubles stay together."""
+        return [_folds(self.known.ids, count)[self.lead], *(_folds(one.ids, count) for one in self.unknown)]
 
-def score_all(judge: Judge, on: Field) -> Scores:
+
+def score_all(name: str, judge: Judge, on: Field) -> Scores:
     """Scores of all images by one detector.
+
+    Args:
+        name: what tables call it.
+        judge: with the detector.
+        on: the images.
 
     Raises:
         UsageError: too few images for the detector to learn from.
         MissingExtraError: it needs a package to learn.
     """
-    name, known, unknown, info = judge.detector.info.name, on.known, on.unknown, on.encoder.info
-    if name in known.scores:
-        scores, others = known.scores[name], {one.name: one.scores[name] for one in unknown}
-    elif not judge.learns:
-        scores = judge.detector.score(known.vectors)
-        others = {one.name: judge.detector.score(one.vectors) for one in unknown}
-    elif on.fitting is not None:
-        fitted = judge.with_images(*on.fitting, info).detector
-        scores, others = fitted.score(known.vectors), {one.name: fitted.score(one.vectors) for one in unknown}
-    else:
-        every = Known(known.ids, known.vectors)
-        # What is nearly the same stays together: neither is scored by what learned from the other.
-        parts = [_folds(known.ids)[on.lead], *(_folds(one.ids) for one in unknown)]
-        all_scores = [np.empty(len(one.ids), np.float32) for one in (known, *unknown)]
-        for fold in range(FOLDS):
-            rest = np.flatnonzero(parts[0] != fold)
-            detector = judge.with_images(every.take(rest), on.labels[rest], info).detector
-            for one, part, into in zip((known, *unknown), parts, all_scores, strict=True):
-                into[part == fold] = detector.score(one.vectors[part == fold])
-        scores, others = all_scores[0], {one.name: all_scores[at + 1] for at, one in enumerate(unknown)}
-    return Scores(name, scores, others, None if judge.learns else judge.threshold)
+    info, sets = on.encoder.info, (on.known, *on.unknown)
+    if not judge.learns:
+        return Scores.of(name, scored(name, judge.detector, sets), on.unknown, judge.threshold)
+    if on.fitting is not None:
+        fitted = judge.with_images(*on.fitting, info)
+        return Scores.of(name, scored(name, fitted.detector, sets), on.unknown, fitted.threshold)
+    every = Known(on.known.ids, on.known.vectors)
+    # What is nearly the same stays together: neither is scored by what learned from the other.
+    parts = on.parts(FOLDS)
+    all_scores, thresholds = [np.empty(len(one.ids), np.float32) for one in sets], set()
+    for fold in range(FOLDS):
+        rest = np.flatnonzero(parts[0] != fold)
+        fitted = judge.with_images(every.take(rest), on.labels[rest], info)
+        thresholds.add(fitted.threshold)
+        for one, part, into in zip(sets, parts, all_scores, strict=True):
+            into[part == fold] = fitted.detector.score(one.vectors[part == fold])
+    return Scores.of(name, all_scores, on.unknown, thresholds.pop() if len(thresholds) == 1 else None)
 
 
-def _folds(ids: Sequence[str]) -> Labels:
-    """(n,) part of each image, fixed by its id; parts of as equal size as can be."""
+def scored(name: str, detector: Detector, sets: Sequence[ImageSet]) -> list[Floats]:
+    """``ood_score`` of each image of each set; made already where the detector looks at local vectors.
+
+    Args:
+        name: what tables call it.
+        detector: fitted.
+        sets: the images.
+    """
+    return [one.scores[name] if name in one.scores else detector.score(one.vectors) for one in sets]
+
+
+def added(members: Sequence[Scores], half: npt.NDArray[np.bool_], sets: Sequence[ImageSet]) -> Scores:
+    """Sum of scores, each on the scale of ID images: those in one half are put on the scale of the other half.
+
+    OOD images are put on the scale of either half by their ids; no OOD image has a part in a scale.
+
+    Args:
+        members: what is added.
+        half: (n,) which half each ID image belongs to, as ``halve`` gives it.
+        sets: the OOD sets.
+
+    Raises:
+        UsageError: fewer than two ID images in a half.
+    """
+    parts = [half.astype(np.intp), *(_folds(one.ids, 2) for one in sets)]
+    rows = [[one.known, *one.unknown.values()] for one in members]
+    summed = [np.empty(len(part), np.float32) for part in parts]
+    for side in range(2):
+        for at, (part, into) in enumerate(zip(parts, summed, strict=True)):
+            there = part == side
+            into[there] = combine((own[0][half != side], own[at][there]) for own in rows)
+    return Scores.of(ENSEMBLE, summed, sets)
+
+
+def _folds(ids: Sequence[str], count: int) -> Labels:
+    """(n,) part of each image; parts of as equal size as can be."""
     parts = np.empty(len(ids), np.intp)
-    parts[by_hash(ids)] = np.arange(len(ids)) % FOLDS
+    parts[by_hash(ids)] = np.arange(len(ids)) % count
     return parts
 
 

@@ -14,26 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from outclass import atomic
-from outclass.benchmark.contest import FOLDS, Field, Scores, contestants, halve, is_all, rows_of, score_all
-from outclass.benchmark.sets import ImageSet, open_sets
+from outclass.benchmark.bench import Bench, listed, said_of_few
+from outclass.benchmark.contest import ENSEMBLE, FOLDS, Field, Scores, added, halve, is_all, rows_of, score_all
+from outclass.benchmark.own_scores import match_own, read_own, sources
+from outclass.benchmark.sets import ImageSet, Machine
 from outclass.benchmark.table import Row, cells, legend, to_csv, to_markdown, with_means
 from outclass.decide.bootstrap import Difference, paired_bootstrap
 from outclass.decide.calibration import images_needed
 from outclass.decide.checks import check_share
 from outclass.decide.metrics import auroc
-from outclass.encoders.base import Encoder, load_encoder
-from outclass.encoders.stream import encode_stream
+from outclass.encoders.base import Encoder
 from outclass.errors import MissingExtraError, UsageError
-from outclass.images.decode import MAX_PIXELS, PixelBudget
-from outclass.images.loader import Reader
-from outclass.images.sources import open_source
+from outclass.images.decode import MAX_PIXELS
 from outclass.known import Known, leaders
-from outclass.progress import track
 from outclass.records import html_table, to_pandas
 from outclass.words.classes import ClassSet
 from outclass.words.prompts import DEFAULT_TEMPLATES
-
-FEW = 20  # images
+from outclass.words.tuned import encoder_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +72,11 @@ class Evaluation:
     def best(self) -> str:
         """The detector with the highest mean AUROC."""
         return self.rows[0].detector
+
+    @property
+    def failed(self) -> dict[str, dict[str, str]]:
+        """Set -> image -> why it could not be read."""
+        return {one.name: dict(one.failed) for one in (self.known, *self.unknown) if one.failed}
 
     def compare(self, first: str, second: str) -> Difference:
         """AUROC of one detector minus that of another on all OOD images together, by a paired bootstrap."""
@@ -144,7 +146,7 @@ class Evaluation:
             "notes": dict(self.notes),
             "left_out": dict(self.left_out),
             "remarks": list(self.remarks),
-            "failed": {one.name: dict(one.failed) for one in (self.known, *self.unknown) if one.failed},
+            "failed": self.failed,
             "false_alarm_rate": self.false_alarm_rate,
         }
 
@@ -157,6 +159,8 @@ def evaluate(
     classes: Any = None,
     folders: Mapping[str, str] | None = None,
     fit: Any = None,
+    scores: Mapping[str, Any] | None = None,
+    ensemble: str | Sequence[str] = (),
     encoder: str | Encoder = "lite",
     negatives: Any = None,
     templates: str | Sequence[str] = DEFAULT_TEMPLATES,
@@ -180,6 +184,10 @@ def evaluate(
         classes: the known names, whatever a guard takes; None = the sub-folders of ``id``.
         folders: sub-folder of ``id`` -> class name, where they are called otherwise.
         fit: ID images to fit on instead of cross-fitting; those that are nearly among ``id`` are left out.
+        scores: name -> a CSV with the columns ``id`` and ``ood_score``, or a mapping of ids to scores, of every image:
+            one's own, which take part as a detector does; for the ids see ``match_own``.
+        ensemble: two or more detectors or own scores to add up in the row ``ensemble``, each on the scale that the
+            other half of the ID images gives it.
         encoder: name or object, see ``load_encoder``.
         negatives: ``wordnet`` (the default) or words of one's own, for the detectors that use them.
         templates: prompt templates or the name of a set.
@@ -189,43 +197,35 @@ def evaluate(
         progress: show progress bars on stderr.
 
     Raises:
-        UsageError: no images, no class names, an unknown detector, or none that can run.
+        UsageError: no images, no class names, an unknown detector, none that can run, own scores that do not fit the
+            images, or a member of the ensemble that is not there.
     """
     rate = check_share(false_alarm_rate, "false_alarm_rate")
-    loaded = load_encoder(encoder, device, threads)
-    reader = Reader(loaded.info.preprocess, max_pixels, PixelBudget())
-    id_source, (id_name, sets) = open_source(id), open_sets(id, ood)
-    if unknown_notes := set(notes or ()) - {name for name, _ in sets}:
+    machine = Machine.start(encoder_for(classes, encoder), device, threads, batch_size, max_pixels, progress)
+    names, given = listed(detectors), read_own(scores or {})
+    bench = Bench.open(
+        id, ood, names, machine, classes=classes, negatives=negatives, templates=templates, notes=notes
+    )  # fmt: skip
+    class_set, judges, known, unknown = bench.class_set, dict(bench.judges), bench.known, bench.unknown
+    left_out = dict(bench.left_out)
+    if members := _members(ensemble):
+        left_out.pop(ENSEMBLE, None)
+        if judges.pop(ENSEMBLE, None) and not is_all(names):
+            raise UsageError("the detector 'ensemble' and --ensemble make rows of one name: ask for one of them")
+    own, remarks = match_own(given, known, unknown)
+    if strange := [one for one in members if one not in judges and one not in own]:
         raise UsageError(
-            f"no OOD set is called {', '.join(sorted(unknown_notes))} (--seen, or notes); they are called "
-            f"{', '.join(name for name, _ in sets)}"
+            f"the ensemble cannot have {', '.join(strange)}: its members are detectors that run, --detectors, and own "
+            f"scores, --scores; here {', '.join((*judges, *own))}"
         )
-    if classes is None:
-        if not isinstance(id, (str, os.PathLike)):
-            raise UsageError("give the class names, classes=[...], as images from a list have no sub-folders")
-        classes = Path(id)  # as a path, it is no class name
-    class_set = ClassSet.build(classes, loaded, templates)
-    names = [name.strip() for name in detectors.split(",")] if isinstance(detectors, str) else list(detectors)
-    judges, left_out = contestants(names, class_set, loaded, negatives)
-    local = {name: one.detector for name, one in judges.items() if "patches" in one.detector.info.needs}
-    machine = (loaded, reader, local, batch_size, threads, progress)
-    known = ImageSet.read(id_name, id_source, *machine)
-    unknown = tuple(ImageSet.read(name, source, *machine) for name, source in sets)
 
     labels = Known(known.ids, known.vectors).labels(class_set.classes, folders)
     told = None if (labels < 0).any() else labels
     predicted = (known.vectors @ class_set.vectors.T).argmax(axis=1)
-    fitting, remarks = None, []
+    fitting = None
     if fit is not None and (learner := next((one for one in judges.values() if one.learns), None)):
-        source = open_source(fit)
-        batches = encode_stream(source, loaded, reader, batch_size, threads)
-        if progress:
-            batches = track(batches, source.count(), "reading to fit on", lambda batch: len(batch.ids))
-        learned_from = Known.gather(batches, loaded.info.dim, apart_from=known.vectors)
-        remarks = [
-            "to fit on: " + note.replace("the detector was fitted on them", "they are tested")
-            for note in learned_from.notes()
-        ]
+        learned_from, said = bench.to_fit_on(fit)
+        remarks += said
         fitting = learned_from, learner.labels(learned_from, folders)[0]
     lead = leaders(known.ids, known.vectors)
     half = halve(lead)
@@ -234,51 +234,61 @@ def evaluate(
             f"{repeated:,} of {len(lead):,} ID images are nearly the same as another: they count in n, and stay with "
             "it in cross-fitting and calibration"
         )
-    for one in (known, *unknown):
-        if len(one.ids) < FEW:
-            remarks.append(f"{one.name} has {len(one.ids)} images: with fewer than {FEW} figures say next to nothing")
+    remarks += said_of_few({one.name: len(one.ids) for one in bench.sets})
     if min(half.sum(), (~half).sum()) < images_needed(rate):
         remarks.append(
             f"the false-alarm rate {rate:g} takes {images_needed(rate):,} images in either half of the {len(half):,} "
             "ID images, so nothing is said of calibrated thresholds"
         )
-    field_ = Field(known, np.where(labels < 0, predicted, labels), lead, unknown, fitting, loaded)
-    scores: dict[str, Scores] = {}
+    field_ = Field(known, np.where(labels < 0, predicted, labels), lead, unknown, fitting, machine.encoder)
+    found: dict[str, Scores] = {}
     for name, judge in judges.items():
         try:
-            scores[name] = score_all(judge, field_)
+            found[name] = score_all(name, judge, field_)
         except (MissingExtraError, UsageError) as error:
-            if not is_all(names):
+            if not is_all(names) or name in members:
                 raise
             left_out[name] = str(error)
-    rows = [row for one in scores.values() for row in rows_of(one, rate, told, predicted, half)]
+    found |= own
+    if members:
+        found[ENSEMBLE] = added([found[one] for one in members], half, unknown)
+    rows = [row for one in found.values() for row in rows_of(one, rate, told, predicted, half)]
+    about = bench.about()
     return Evaluation(
         rows=with_means(rows),
         known=known,
         unknown=unknown,
-        scores=scores,
+        scores=found,
         class_set=class_set,
         labels=told,
         predicted=predicted,
         half=half,
         left_out=left_out,
         false_alarm_rate=rate,
-        notes=dict(notes or {}),
+        notes=bench.notes,
         remarks=tuple(remarks),
         about={
-            "encoder": {
-                "name": loaded.info.name,
-                "fingerprint": loaded.info.fingerprint,
-                "default_detector": loaded.info.default_detector,
+            **about,
+            **{
+                part: {name: said for name, said in about[part].items() if name in found and name in judges}
+                for part in ("detectors", "negatives")
             },
-            "classes": list(class_set.names),
-            "templates": list(class_set.templates),
-            "detectors": {name: judge.detector.params for name, judge in judges.items() if name in scores},
             "fitted_on": (
                 f"{len(fitting[0].ids)} other images" if fitting else f"the ID images, {FOLDS}-fold cross-fitted"
             ),
-            "negatives": {
-                name: judge.negatives.about() for name, judge in judges.items() if name in scores and judge.negatives
-            },
+            "own_scores": sources(scores or {}),
+            "ensemble": members,
         },
     )
+
+
+def _members(ensemble: str | Sequence[str]) -> list[str]:
+    """Names of what is added up, given as a comma list or as a list.
+
+    Raises:
+        UsageError: one alone, or one twice.
+    """
+    members = listed(ensemble) if ensemble else []
+    if len(members) == 1 or len(set(members)) < len(members):
+        raise UsageError(f"an ensemble has two or more different members, got {', '.join(members)}")
+    return members

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from outclass.benchmark.table import MEAN
 from outclass.detectors.base import Detector
-from outclass.encoders.base import Encoder, Vectors
+from outclass.encoders.base import Encoder, Vectors, load_encoder
 from outclass.encoders.stream import encode_stream
 from outclass.errors import UsageError
+from outclass.images.decode import PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import Source, open_source, printable
+from outclass.known import Known
 from outclass.progress import track
+from outclass.records import Features
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,41 +46,56 @@ class ImageSet:
     failed: tuple[tuple[str, str], ...] = ()
     scores: Mapping[str, Floats] = field(default_factory=dict, repr=False)
 
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """What encodes images, and how.
+
+    Attributes:
+        encoder: makes the vectors.
+        reader: reads for this encoder.
+        batch_size: images a call of the encoder; None = what suits it.
+        threads: CPU threads; None = all.
+        progress: show a bar on stderr.
+    """
+
+    encoder: Encoder
+    reader: Reader
+    batch_size: int | None = None
+    threads: int | None = None
+    progress: bool = False
+
     @classmethod
-    def read(
+    def start(
         cls,
-        name: str,
-        source: Source,
-        encoder: Encoder,
-        reader: Reader,
-        local: Mapping[str, Detector],
-        batch_size: int | None,
+        encoder: str | Encoder,
+        device: str,
         threads: int | None,
+        batch_size: int | None,
+        max_pixels: int,
         progress: bool,
-    ) -> ImageSet:
+    ) -> Machine:
+        """Load an encoder; for the arguments see ``load_encoder`` and a guard."""
+        loaded = load_encoder(encoder, device, threads)
+        reader = Reader(loaded.info.preprocess, max_pixels, PixelBudget())
+        return cls(loaded, reader, batch_size, threads, progress)
+
+    def read(self, name: str, source: Source, local: Mapping[str, Detector]) -> ImageSet:
         """Encode a set.
 
         Args:
             name: what tables call it.
             source: its images.
-            encoder: makes the vectors.
-            reader: reads for this encoder.
             local: fitted detectors that look at local vectors; they score while these are at hand.
-            batch_size: images a call of the encoder; None = what suits it.
-            threads: CPU threads; None = all.
-            progress: show a bar on stderr.
 
         Raises:
             UsageError: no image could be read.
         """
-        batches = encode_stream(source, encoder, reader, batch_size, threads, patches=bool(local))
-        if progress:
-            batches = track(batches, source.count(), f"reading {name}", lambda batch: len(batch.ids))
         ids: list[str] = []
         failed: list[tuple[str, str]] = []
         vectors: list[Vectors] = []
         scores: dict[str, list[Floats]] = {detector: [] for detector in local}
-        for batch in batches:
+        for batch in self._batches(source, f"reading {name}", bool(local)):
             ids += [id_ for id_, error in zip(batch.ids, batch.errors, strict=True) if error is None]
             failed += [(id_, error) for id_, error in zip(batch.ids, batch.errors, strict=True) if error is not None]
             vectors.append(batch.vectors)
@@ -87,7 +105,21 @@ class ImageSet:
             reason = f"; the first says {failed[0][1]}" if failed else ""
             raise UsageError(f"no image of {name!r} could be read{reason}; expected a folder of images")
         together = {detector: np.concatenate(parts) for detector, parts in scores.items()}
-        return cls(name, source.root, tuple(ids), np.concatenate(vectors), tuple(failed), together)
+        return ImageSet(name, source.root, tuple(ids), np.concatenate(vectors), tuple(failed), together)
+
+    def gather(self, images: Any, apart_from: Vectors) -> Known:
+        """Encode images to learn from, each counted once.
+
+        Args:
+            images: whatever ``scan`` takes.
+            apart_from: (k, d) float32 unit rows of images that may not be among them.
+        """
+        batches = self._batches(open_source(images), "reading to fit on")
+        return Known.gather(batches, self.encoder.info.dim, apart_from=apart_from)
+
+    def _batches(self, source: Source, what: str, patches: bool = False) -> Iterable[Features]:
+        batches = encode_stream(source, self.encoder, self.reader, self.batch_size, self.threads, patches)
+        return track(batches, source.count(), what, lambda batch: len(batch.ids)) if self.progress else batches
 
 
 def open_sets(id: Any, ood: Any) -> tuple[str, list[tuple[str, Source]]]:

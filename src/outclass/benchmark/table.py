@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from outclass.decide.metrics import Metrics
+from outclass.report.shot_table import ShotRow
 
 MEAN = "mean"
 MARK = "*"  # behind the name of a set with a note
@@ -89,11 +90,11 @@ def _mean(rows: Sequence[Row]) -> Row:
     return Row(rows[0].detector, MEAN, rows[0].n_id, sum(row.n_ood for row in rows), **figures)  # type: ignore[arg-type]
 
 
-def to_csv(rows: Iterable[Row]) -> str:
-    """A header and a line a row; empty = None, floats ``%.9g``."""
+def to_csv(rows: Sequence[Row] | Sequence[ShotRow]) -> str:
+    """A header and a line a row, of which there is one at least; empty = None, floats ``%.9g``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(rows[0].to_dict())
     for row in rows:
         writer.writerow([_cell(value) for value in row.to_dict().values()])
     return text.getvalue()

@@ -17,7 +17,9 @@ from outclass.cli.export import export
 from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
+from outclass.cli.synthesize import synthesize
 from outclass.cli.tables import detectors, doctor, encoders
+from outclass.cli.tune import tune
 from outclass.errors import OutclassError
 
 WRONG_USAGE = 2
@@ -57,7 +59,7 @@ def outclass(
 
 
 app.command("eval")(evaluate)
-for command in (scan, classify, explain, demo, fit, calibrate, export, detectors, encoders, doctor):
+for command in (scan, classify, explain, demo, fit, calibrate, tune, synthesize, export, detectors, encoders, doctor):
     app.command()(command)
 
 

@@ -21,8 +21,7 @@ from outclass.images.decode import MAX_PIXELS
 from outclass.images.sources import printable
 
 if TYPE_CHECKING:
-    from outclass.benchmark import Evaluation
-    from outclass.benchmark.protocols import Protocol
+    from outclass.benchmark import Evaluation, FewShot
 
 SOME_FAILED = 3
 TITLES = {
@@ -31,6 +30,7 @@ TITLES = {
     "fpr95_ood_positive": "FPR95 in %, OOD positive",
 }
 DATA = "Images"
+SHOTS = "A few images of each class"
 OUT = "Output"
 
 
@@ -68,6 +68,35 @@ def evaluate(
         str,
         typer.Option("--detectors", "-d", help="all, or a comma list of names.", rich_help_panel=options.MODEL),
     ] = "all",
+    few_shot: Annotated[
+        str | None,
+        typer.Option(
+            "--few-shot",
+            help="Learning curves: let detectors learn from so many images of each class, such as 1,2,4,8.",
+            rich_help_panel=SHOTS,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --few-shot: how many draws of these images; default: 5.", rich_help_panel=SHOTS),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scores",
+            help="NAME=FILE.csv: ood_score of your own for every image (columns id, ood_score), to take part like a "
+            "detector. May be repeated.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    ensemble: Annotated[
+        str | None,
+        typer.Option(
+            "--ensemble",
+            help="Detectors and own scores to add up in a row of their own: neglabel,mahalanobis.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     show: Annotated[
         str | None,
         typer.Option(help="The detector that the page shows in full; default: the encoder's.", rich_help_panel=OUT),
@@ -75,7 +104,10 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder for eval.csv, eval.json, eval.md, eval.html and plots.", rich_help_panel=OUT
+            "--out",
+            "-o",
+            help="Folder for eval.csv, eval.json, eval.md, eval.html (few_shot.csv ...) and plots.",
+            rich_help_panel=OUT,
         ),
     ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Photographs in eval.html.", rich_help_panel=OUT)] = True,
@@ -105,6 +137,10 @@ def evaluate(
 
       outclass eval --id my_pets --ood birds --ood textures --detectors neglabel,max_logit,knn -o eval
 
+      outclass eval --id my_pets --ood birds --few-shot 1,2,4,8 --seeds 5 -d prototypes,knn -o curves
+
+      outclass eval --id my_pets --ood birds --scores mine=mine.csv --ensemble neglabel,mine
+
       outclass eval --protocol imagenet --id val --ood iNaturalist --ood SUN --ood Places --ood Textures -e ViT-B/16
     """
     from outclass.benchmark import evaluate as measure
@@ -112,17 +148,47 @@ def evaluate(
     from outclass.benchmark.table import legend
     from outclass.cli.show import say
     from outclass.cli.tables import table
-    from outclass.detectors.base import all_detectors
-    from outclass.known import named
     from outclass.words.prompts import DEFAULT_TEMPLATES
 
     if id is None or not ood:
         raise UsageError("give the images of your classes and others: --id my_pets --ood others")
-    if show is not None and show not in (all_detectors() if detectors == "all" else detectors):
-        raise UsageError(f"cannot show {show!r}: the detectors that run are {detectors}")
+    if seeds is not None and few_shot is None:
+        raise UsageError("--seeds is how many draws of images --few-shot makes: give --few-shot 1,2,4,8 too")
+    if few_shot is not None and (protocol or show or ensemble):
+        asked = "--protocol" if protocol else "--show" if show else "--ensemble"
+        raise UsageError(f"{asked} has no part in a few-shot evaluation: leave it out, or leave out --few-shot")
+    own = own_scores(scores or [])
+    check_show(show, detectors, [*own, *(["ensemble"] if ensemble else [])])
     if out is not None:
         check_folder(out)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    common: dict[str, Any] = {
+        "detectors": detectors,
+        "fit": fit,
+        "scores": own,
+        "encoder": encoder,
+        "negatives": negatives,
+        "templates": templates or DEFAULT_TEMPLATES,
+        "notes": dict.fromkeys(seen or (), "the encoder may have seen these images, or others of the set, in training"),
+        "device": device,
+        "threads": threads,
+        "batch_size": batch_size,
+        "max_pixels": max_pixels,
+        "progress": sys.stderr.isatty() and not quiet,
+    }
+    if few_shot is not None:
+        from outclass.benchmark import evaluate_few_shot
+        from outclass.cli.few_shot import print_shots
+
+        curves = evaluate_few_shot(id, ood, few_shot, seeds or 5, classes=classes, **common)
+        if not quiet:
+            print_shots(curves)
+            tell(curves)
+        if out is not None:
+            paths = curves.save(out, summary=about_run(started, clock))
+            tell_paths(paths, out, quiet)
+        end(curves, allow_failed)
+        return
     known_protocol = None
     sets: dict[str, str] | list[str] = ood
     names: Any = classes
@@ -137,22 +203,12 @@ def evaluate(
     result = measure(
         id,
         sets,
-        detectors=detectors,
         classes=names,
         folders=folders,
-        fit=fit,
-        encoder=encoder,
-        negatives=negatives,
-        templates=templates or DEFAULT_TEMPLATES,
+        ensemble=ensemble or (),
         false_alarm_rate=false_alarm_rate,
-        notes=dict.fromkeys(seen or (), "the encoder may have seen these images, or others of the set, in training"),
-        device=device,
-        threads=threads,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-        progress=sys.stderr.isatty() and not quiet,
+        **common,
     )
-    failed = sum(len(one.failed) for one in (result.known, *result.unknown))
     if not quiet:
         print_rows(result, positives=known_protocol is not None)
         for line in legend(result.rows, result.notes):
@@ -162,16 +218,79 @@ def evaluate(
         if known_protocol is not None:
             table(*known_protocol.published_cells())
             say(known_protocol.about)
-        for name, reason in result.left_out.items():
-            say(f"left out: {name}: {reason}", style="yellow")
-        for remark in result.remarks:
-            say(remark, style="yellow")
-        if failed:
-            first = [f"{name} ({why})" for one in (result.known, *result.unknown) for name, why in one.failed]
-            say(f"{failed} image{'s' if failed > 1 else ''} could not be read: {named(first)}", style="yellow")
+        tell(result)
     if out is not None:
-        save(result, out, show, thumbnails, started, clock, known_protocol, quiet)
-    if failed > allow_failed:
+        summary = about_run(started, clock)
+        summary["published"] = [asdict(one) for one in known_protocol.published] if known_protocol else None
+        tell_paths(result.save(out, show, thumbnails=thumbnails, summary=summary), out, quiet)
+    end(result, allow_failed)
+
+
+def own_scores(given: list[str]) -> dict[str, str]:
+    """NAME=FILE -> name and file.
+
+    Raises:
+        UsageError: something else, or a name twice.
+    """
+    pairs = [one.partition("=") for one in given]
+    if wrong := [one for one, (name, _, file) in zip(given, pairs, strict=True) if not name or not file]:
+        raise UsageError(f"--scores takes NAME=FILE.csv, such as mine=mine.csv; got {wrong[0]!r}")
+    found = {name: file for name, _, file in pairs}
+    if len(found) < len(pairs):
+        raise UsageError(f"--scores names the same scores twice: {', '.join(given)}")
+    return found
+
+
+def check_show(show: str | None, detectors: str, others: list[str]) -> None:
+    """Say before the work that the detector to be shown will not run.
+
+    Raises:
+        UsageError: it will not.
+    """
+    from outclass.detectors.base import all_detectors, split_names
+
+    run = [*(all_detectors() if detectors == "all" else split_names(detectors)), *others]
+    if show is not None and show not in run:
+        asked = ",".join([detectors, *others])
+        raise UsageError(f"cannot show {show!r}: the detectors that run are {asked}")
+
+
+def tell(result: Evaluation | FewShot) -> None:
+    """What did not run, what could not be read, and what to know of the images."""
+    from outclass.cli.show import say
+    from outclass.known import named
+
+    for name, reason in result.left_out.items():
+        say(f"left out: {name}: {reason}", style="yellow")
+    for remark in result.remarks:
+        say(remark, style="yellow")
+    failed = [f"{name} ({why})" for images in result.failed.values() for name, why in images.items()]
+    if failed:
+        say(f"{len(failed)} image{'s' if len(failed) > 1 else ''} could not be read: {named(failed)}", style="yellow")
+
+
+def about_run(started: datetime.datetime, clock: float) -> dict[str, Any]:
+    """What ran, when, and how long."""
+    return {
+        "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
+        "started": started.isoformat(timespec="seconds"),
+        "outclass": __version__,
+        "seconds": round(time.perf_counter() - clock, 3),
+    }
+
+
+def tell_paths(paths: list[Path], out: Path, quiet: bool) -> None:
+    """Which files were written."""
+    from outclass.cli.show import say
+
+    if not quiet:
+        files = [str(path) for path in paths if path.parent == out]
+        say(f"wrote {', '.join(files)} and {len(paths) - len(files)} pictures in {out / 'plots'}")
+
+
+def end(result: Evaluation | FewShot, allow_failed: int) -> None:
+    """Exit with another code where more images than allowed could not be read."""
+    if sum(map(len, result.failed.values())) > allow_failed:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -186,32 +305,6 @@ def check_folder(out: Path) -> None:
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(out)!r}: {error.strerror}") from error
-
-
-def save(
-    result: Evaluation,
-    out: Path,
-    show: str | None,
-    thumbnails: bool,
-    started: datetime.datetime,
-    clock: float,
-    protocol: Protocol | None,
-    quiet: bool,
-) -> None:
-    """Write the files and say so."""
-    from outclass.cli.show import say
-
-    summary = {
-        "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
-        "started": started.isoformat(timespec="seconds"),
-        "outclass": __version__,
-        "seconds": round(time.perf_counter() - clock, 3),
-        "published": [asdict(one) for one in protocol.published] if protocol else None,
-    }
-    paths = result.save(out, show, thumbnails=thumbnails, summary=summary)
-    if not quiet:
-        files = [str(path) for path in paths if path.parent == out]
-        say(f"wrote {', '.join(files)} and {len(paths) - len(files)} pictures in {out / 'plots'}")
 
 
 def print_rows(result: Evaluation, positives: bool) -> None:

@@ -13,7 +13,8 @@ from outclass.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from outclass.encoders.base import Encoder
-    from outclass.encoders.export import Cosines, Export
+    from outclass.encoders.export import Export
+    from outclass.encoders.parity import Cosines
 
 CHECK = "Checking"
 
@@ -101,7 +102,8 @@ def _print(made: Export, int8: bool) -> None:
     if made.unreadable:
         say(f"{made.unreadable} images could not be read", style="yellow")
     head = ("cosine to torch", "n", "mean", "minimum", "must be", "good", "centred mean", "centred minimum")
-    table(head, [_row("images", made.parity.images), _row("texts", made.parity.texts)])
+    rows = {"images": made.parity.images, "texts": made.parity.texts, "places": made.parity.places}
+    table(head, [_row(name, one) for name, one in rows.items() if one is not None])
 
 
 def _row(name: str, one: Cosines) -> tuple[str, ...]:

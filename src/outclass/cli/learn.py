@@ -56,7 +56,19 @@ def fit(
     detector: Annotated[
         str | None,
         typer.Option(
-            "--detector", "-d", help="mahalanobis (default), knn, one_class_svm.", rich_help_panel=options.MODEL
+            "--detector",
+            "-d",
+            help="One that learns from images: mahalanobis (default), knn, tip_neglabel ...; with parameters "
+            "knn:k=5. See [bold]outclass detectors[/].",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    negatives: options.NegativeWords = None,
+    outliers: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of none of your classes, real or generated, for a detector that learns from such, too.",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     hold_out: Annotated[
@@ -85,15 +97,33 @@ def fit(
 
       outclass fit my_pets -o pets.guard
 
-      outclass fit my_pets --detector knn --false-alarm-rate 0.01 -o pets.guard
+      outclass fit my_pets --detector knn:k=5 --false-alarm-rate 0.01 -o pets.guard
+
+      outclass fit my_pets --detector tip_neglabel -o pets.guard
 
       outclass scan photos --guard pets.guard
     """
+    from outclass.defaults import LEARNING_DETECTOR, OUTLIER_DETECTOR
+
     target = _check_out(out or guard_file)
-    guard = _guard(known, classes, guard_file, encoder, None, None, templates, device, threads, batch_size, max_pixels)
+    chosen = detector or (LEARNING_DETECTOR if outliers is None else OUTLIER_DETECTOR)
+    guard = _guard(
+        known,
+        classes,
+        guard_file,
+        encoder,
+        None if guard_file else chosen,  # a guard's file brings its own until it is fitted
+        negatives,
+        templates,
+        device,
+        threads,
+        batch_size,
+        max_pixels,
+    )
     learned = guard.fit(
         known,
         detector,
+        outliers=outliers,
         hold_out=hold_out,
         false_alarm_rate=false_alarm_rate,
         confidence=confidence,

@@ -102,8 +102,8 @@ Classes = Annotated[
     str | None,
     typer.Option(
         "--classes", "-c",
-        help="The classes you know: a comma list (cat,dog,car), a .txt file with one a line, or a folder with a "
-        "sub-folder for each.",
+        help="The classes you know: a comma list (cat,dog,car), a .txt file with one a line, a folder with a "
+        "sub-folder for each, or a .prompts file of [bold]outclass tune[/].",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
@@ -120,7 +120,8 @@ DetectorName = Annotated[
     str | None,
     typer.Option(
         "--detector", "-d",
-        help="How images are scored; see [bold]outclass detectors[/]. Default: neglabel; without English max_logit.",
+        help="How images are scored, with parameters or without: neglabel, logitgap:runners_up=3; see [bold]outclass "
+        "detectors[/]. Default: neglabel; without English max_logit.",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip

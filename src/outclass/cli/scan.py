@@ -227,6 +227,7 @@ def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.date
         "source": printable(scanned.source.root),
         "classes": list(guard.classes),
         "templates": list(guard.class_set.templates),
+        "context": None if guard.class_set.context is None else len(guard.class_set.context),
         "encoder": {"name": info.name, "fingerprint": info.fingerprint},
         "detector": {"name": detector.info.name, "title": detector.info.title, "params": detector.params},
         "negatives": guard.negatives and guard.negatives.about(),

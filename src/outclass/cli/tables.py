@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from outclass.detectors.base import Detector, DetectorInfo
+    from outclass.encoders.known import KnownEncoder
 
 
 LONG_WORD = 16
@@ -69,7 +70,7 @@ def encoders() -> None:
             one.name,
             one.title,
             one.speed,
-            f"{one.download} MB" + (" (cached)" if _cached(one.name) else "") if one.download else "no",
+            f"{one.download} MB" + (" (cached)" if _cached(one) else "") if one.download else "no",
             one.languages,
             one.licence,
             f'pip install "outclass[{one.extra}]"' if one.extra else "",
@@ -208,7 +209,12 @@ def _hub_cache() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _cached(name: str) -> bool:
-    from outclass.encoders.hub import find_cached
+def _cached(one: KnownEncoder) -> bool:
+    import huggingface_hub as hub
 
-    return "/" in name and ":" not in name and find_cached(name) is not None
+    from outclass.encoders.hub import find_cached
+    from outclass.encoders.open_clip import HUB_WEIGHTS
+
+    if one.repository:
+        return any(isinstance(hub.try_to_load_from_cache(one.repository, file), str) for file in HUB_WEIGHTS)
+    return "/" in one.name and find_cached(one.name) is not None

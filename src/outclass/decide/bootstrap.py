@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,22 @@ class Difference:
     low: float
     high: float
     p_value: float
+
+    @classmethod
+    def of(cls, difference: float, drawn: Floats, between: tuple[float, float]) -> Self:
+        """A difference with the interval and the p-value of its replicates.
+
+        The p-value is twice the share of replicates on or beyond zero on the thinner side, no smaller than
+        2 / (replicates + 1).
+
+        Args:
+            difference: on all images.
+            drawn: (r,) in every replicate.
+            between: quantiles of the interval's ends.
+        """
+        low, high = np.quantile(drawn, between)
+        beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+        return cls(difference, float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + len(drawn))))
 
 
 def bootstrap_interval(
@@ -61,8 +77,8 @@ def bootstrap_interval(
     Raises:
         UsageError: unusable scores, ``replicates`` or ``level``.
     """
-    edges = _edges(level)
-    low, high = np.quantile(_drawn(metric, id_scores, ood_scores, replicates, seed), edges)
+    between = edges(level)
+    low, high = np.quantile(_drawn(metric, id_scores, ood_scores, replicates, seed), between)
     return float(low), float(high)
 
 
@@ -70,9 +86,6 @@ def paired_bootstrap(
     metric: Metric, first: Sides, second: Sides, replicates: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Difference:
     """Difference of a metric between two detectors that scored the same images, which are drawn for both alike.
-
-    The p-value is twice the share of replicates on or beyond zero on the thinner side, no smaller than
-    2 / (replicates + 1).
 
     Args:
         metric: as for ``bootstrap_interval``.
@@ -85,7 +98,7 @@ def paired_bootstrap(
     Raises:
         UsageError: unusable scores, ``replicates`` or ``level``, or other numbers of images.
     """
-    edges = _edges(level)
+    between = edges(level)
     sizes = [[len(checked(scores, "scores")) for scores in sides] for sides in (first, second)]
     if sizes[0] != sizes[1]:
         raise UsageError(
@@ -94,18 +107,13 @@ def paired_bootstrap(
         )
     # one seed and the same sizes draw the same images
     one, other = (_drawn(metric, *sides, replicates, seed) for sides in (first, second))
-    drawn = one - other
-    low, high = np.quantile(drawn, edges)
-    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     of_all = [metric(*(checked(scores, "scores") for scores in sides)) for sides in (first, second)]
-    p_value = min(1.0, 2 * (1 + beyond) / (1 + replicates))
-    return Difference(of_all[0] - of_all[1], float(low), float(high), p_value)
+    return Difference.of(of_all[0] - of_all[1], one - other, between)
 
 
 def _drawn(metric: Metric, id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, replicates: int, seed: int) -> Floats:
     """(replicates,) values of the metric."""
-    if isinstance(replicates, bool) or not isinstance(replicates, int) or replicates < 1:
-        raise UsageError(f"replicates must be a whole number from 1 on, got {replicates!r}")
+    whole(replicates)
     known, unknown = checked(id_scores, "id_scores"), checked(ood_scores, "ood_scores")
     of_counts = OF_COUNTS.get(metric)
     counts = Counts.of(known, unknown)
@@ -124,7 +132,22 @@ def _drawn(metric: Metric, id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, 
     return values
 
 
-def _edges(level: float) -> tuple[float, float]:
+def whole(replicates: int) -> None:
+    """Refuse a number of bootstrap samples that is none.
+
+    Raises:
+        UsageError: no whole number from 1 on.
+    """
+    if isinstance(replicates, bool) or not isinstance(replicates, int) or replicates < 1:
+        raise UsageError(f"replicates must be a whole number from 1 on, got {replicates!r}")
+
+
+def edges(level: float) -> tuple[float, float]:
+    """Quantiles at the ends of an interval that holds this share.
+
+    Raises:
+        UsageError: the share does not lie between 0 and 1.
+    """
     if not 0 < level < 1:
         raise UsageError(f"level must lie between 0 and 1, such as 0.95; got {level!r}")
     return (1 - level) / 2, (1 + level) / 2

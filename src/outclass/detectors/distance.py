@@ -7,22 +7,26 @@ in float32 an image that is nearly one of the known ones would be off by 0.0005,
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self, get_args
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, check_vectors, register
 from outclass.detectors.logits import Array
-from outclass.errors import MissingExtraError, UsageError
+from outclass.detectors.neighbours import nearest
+from outclass.errors import UsageError
 
 ROWS = 1024  # images scored at a time
 COLUMNS = 2048  # known images that these are compared with at a time: 16 MB of distances
-
-SINGULAR = 1e-12  # a covariance whose eigenvalues are farther apart than this holds rounding errors, not spread
+LEARNED_AT_ONCE = 1 << 14  # known images that are turned into float64 at a time: 64 MB in 512 dimensions
 
 HINT = "without such images use --detector max_logit, or neglabel where the class names are English"
 
+Labels: TypeAlias = npt.NDArray[np.intp]
+Block: TypeAlias = tuple[Floats, Labels | None]  # (b, d) known images, (b,) which class each of them shows
 Shrinkage = Literal["ledoit_wolf", "oas", "none"]
 
 
@@ -42,16 +46,48 @@ class ImageDetector(Detector):
         """
         super().fit(context)
         vectors = check_vectors(context.id_vectors, "id_vectors", dim=self._fitted().shape[1])
-        if len(vectors) < 2:
-            raise UsageError(
-                f"the detector {self.info.name!r} learns from images of the known classes and was given "
-                f"{len(vectors)}: give two and more, better some twenty of each class"
-            )
+        self._check_number(len(vectors))
         labels = None if context.id_labels is None else _check_labels(context.id_labels, len(vectors), context.names)
         self._learn(vectors, labels)
         return self
 
-    def _learn(self, vectors: Floats, labels: npt.NDArray[np.intp] | None) -> None:
+    def fit_blocks(self, context: Context, blocks: Iterable[tuple[Floats, Any]]) -> Self:
+        """Learn from images that come some at a time, as one array of them would teach.
+
+        A detector that keeps every image holds them all in the end; one that keeps only means and covariances
+        (``mahalanobis``, ``relative_mahalanobis``, ``vim``, ``residual``) never holds more than one block.
+
+        Args:
+            context: as for ``fit``; its ``id_vectors`` and ``id_labels`` are not looked at.
+            blocks: (vectors, labels) of some images each, as ``id_vectors`` and ``id_labels``; gone through more than
+                once, so a list or an object whose ``__iter__`` starts anew, not a generator.
+
+        Raises:
+            UsageError: as for ``fit``; blocks that can be gone through only once, or of which some have labels.
+        """
+        known = self._blocks(context, blocks)
+        n = sum(len(vectors) for vectors, _ in known)
+        vectors, labels = np.empty((n, known.dim), np.float32), None
+        at = 0
+        for some, their_labels in known:
+            vectors[at : at + len(some)] = some
+            if their_labels is not None:
+                labels = np.empty(n, np.intp) if labels is None else labels
+                labels[at : at + len(some)] = their_labels
+            at += len(some)
+        return self.fit(replace(context, id_vectors=vectors, id_labels=labels))
+
+    def _blocks(self, context: Context, blocks: Iterable[tuple[Floats, Any]]) -> Blocks:
+        return Blocks(blocks, check_vectors(context.text, "class texts").shape[1], context.names)
+
+    def _check_number(self, n: int) -> None:
+        if n < 2:
+            raise UsageError(
+                f"the detector {self.info.name!r} learns from images of the known classes and was given "
+                f"{n}: give two and more, better some twenty of each class"
+            )
+
+    def _learn(self, vectors: Floats, labels: Labels | None) -> None:
         """Take (n, d) known images, n from 2 on, and (n,) which class each of them shows."""
         raise NotImplementedError
 
@@ -76,72 +112,70 @@ class ImageDetector(Detector):
         return detector
 
 
-@register
-class Mahalanobis(ImageDetector):
-    """Squared distance to the nearest class mean, in units of how the known images spread around theirs.
+class MomentDetector(ImageDetector):
+    """Base of the detectors that keep of the known images what sums over them tell.
 
-    One covariance is shared by all classes. Where nobody said which class an image shows, all are one class.
-
-    Args:
-        shrinkage: how the covariance is drawn towards a multiple of the identity, without which n images in d
-            dimensions say nothing of most directions: ``ledoit_wolf`` (Ledoit and Wolf, Journal of Multivariate
-            Analysis 2004), ``oas`` (Chen et al., IEEE Transactions on Signal Processing 2010), both fitted by
-            scikit-learn; ``none``, as published, needs more images than dimensions.
+    A subclass writes ``_learn_blocks`` instead of ``_learn``.
     """
 
-    info = DetectorInfo(
-        name="mahalanobis",
-        title="Mahalanobis distance",
-        paper="Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018",
-        equation="equation 2 on image vectors, with the covariance shrunk as Ledoit and Wolf do",
-        formula="S = max over classes of -(v - mean)' C^-1 (v - mean), C = covariance within classes; ood_score = -S",
-        needs=frozenset({"id_vectors"}),
-        hint=HINT,
-    )
-    learned = ("whiten", "centres")
-    whiten: npt.NDArray[np.float64]  # (d, d): whiten whiten' = C^-1, so that distances behind it are plain ones
-    centres: npt.NDArray[np.float64]  # (classes with images, d): their means behind it
+    def fit_blocks(self, context: Context, blocks: Iterable[tuple[Floats, Any]]) -> Self:
+        """Learn from images that come some at a time and never lie in memory together; as the base says."""
+        known = self._blocks(context, blocks)
+        first, n = known.first_and_number()
+        Detector.fit(self, replace(context, id_vectors=first, id_labels=None))
+        self._check_number(n)
+        self._learn_blocks(known)
+        return self
 
-    def __init__(self, shrinkage: Shrinkage = "ledoit_wolf") -> None:
-        if shrinkage not in get_args(Shrinkage):
-            raise UsageError(f"shrinkage must be one of {', '.join(get_args(Shrinkage))}; got {shrinkage!r}")
-        self.shrinkage = shrinkage
+    def _learn(self, vectors: Floats, labels: Labels | None) -> None:
+        self._learn_blocks([(vectors, labels)])
 
-    @property
-    def params(self) -> dict[str, Any]:
-        return {"shrinkage": self.shrinkage}
+    def _learn_blocks(self, blocks: Iterable[Block]) -> None:
+        """Take known images, as ``_learn`` does, in blocks that can be gone through again."""
+        raise NotImplementedError
 
-    def _learn(self, vectors: Floats, labels: npt.NDArray[np.intp] | None) -> None:
-        n, dim = vectors.shape
-        present, rows = np.unique(np.zeros(n, np.intp) if labels is None else labels, return_inverse=True)
-        if self.shrinkage == "none" and n - len(present) < dim:
+
+class Blocks:
+    """Known images, some at a time, checked at every pass.
+
+    Args:
+        blocks: (vectors, labels), again and again.
+        dim: d of the vectors.
+        names: of the classes.
+    """
+
+    def __init__(self, blocks: Iterable[tuple[Floats, Any]], dim: int, names: tuple[str, ...]) -> None:
+        if isinstance(blocks, Iterator):
             raise UsageError(
-                f"without shrinkage the covariance of {dim} dimensions needs at least {dim + len(present)} images, "
-                f"{dim} more than classes; got {n} of {len(present)}: use shrinkage='ledoit_wolf', or give more images"
+                "blocks are gone through more than once, and this is an iterator, which ends after one time: give a "
+                "list, or an object whose __iter__ starts anew"
             )
-        exact = vectors.astype(np.float64)
-        means = np.stack([exact[rows == row].mean(axis=0) for row in range(len(present))])
-        exact -= means[rows]
-        spread, axes = np.linalg.eigh(covariance(exact, self.shrinkage))
-        if not spread[0] > SINGULAR * spread[-1]:
-            raise UsageError(
-                f"the {n} images of {len(present)} class{'es' if len(present) != 1 else ''} do not spread in all "
-                f"{dim} dimensions, so no distance can be measured in units of their spread: too few of them, or all "
-                "of a class are copies of one; give more and different images, or use --detector knn"
-            )
-        self.whiten = axes / np.sqrt(spread)
-        self.centres = means @ self.whiten
+        self.blocks, self.dim, self.names = blocks, dim, names
 
-    def _score_block(self, images: Array) -> Array:
-        return squared_distances(images @ self.whiten, self.centres).min(axis=1)
+    def __iter__(self) -> Iterator[Block]:
+        labelled = set()
+        for vectors, labels in self.blocks:
+            vectors = check_vectors(vectors, "id_vectors", dim=self.dim, unit=True)
+            labelled.add(labels is not None)
+            if len(labelled) > 1:
+                raise UsageError("some blocks of images have labels and others have none: give all of them, or none")
+            yield vectors, None if labels is None else _check_labels(labels, len(vectors), self.names)
 
-    def score_range(self) -> tuple[float, float]:
-        # A unit vector behind ``whiten`` is between these long, and no farther from a centre than both are long.
-        self._fitted()
-        lengths, centres = np.linalg.norm(self.whiten, axis=0), np.linalg.norm(self.centres, axis=1)
-        shortest, longest = lengths.min(), lengths.max()
-        nearest = np.maximum(0, np.maximum(shortest - centres, centres - longest)).min()
-        return float(nearest**2), float((longest + centres.min()) ** 2)
+    def first_and_number(self) -> tuple[Floats, int]:
+        """The first block's vectors, (0, d) without any, and how many images there are."""
+        first, n = np.empty((0, self.dim), np.float32), 0
+        for vectors, _ in self:
+            first, n = (vectors, n) if not n else (first, n)
+            n += len(vectors)
+        return first, n
+
+
+def in_parts(blocks: Iterable[Block]) -> Iterator[tuple[npt.NDArray[np.float64], Labels | None]]:
+    """Blocks in float64, cut so small that this takes little memory."""
+    for vectors, labels in blocks:
+        for first in range(0, len(vectors), LEARNED_AT_ONCE):
+            part = slice(first, first + LEARNED_AT_ONCE)
+            yield vectors[part].astype(np.float64), None if labels is None else labels[part]
 
 
 @register
@@ -168,33 +202,47 @@ class KNN(ImageDetector):
     neighbour: npt.NDArray[np.int64]  # (1,) k, as it was found
 
     def __init__(self, k: int | None = None) -> None:
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise UsageError(f"k must be a whole number from 1 on, got {k!r}")
-        self.k = k
+        self.k = None if k is None else check_count(k, "k")
 
     @property
     def params(self) -> dict[str, Any]:
         return {"k": self.k}
 
-    def _learn(self, vectors: Floats, labels: npt.NDArray[np.intp] | None) -> None:
+    def _learn(self, vectors: Floats, labels: Labels | None) -> None:
         n, classes = len(vectors), len(self._fitted())
         k = max(1, round(math.sqrt(n / classes))) if self.k is None else self.k
-        if k > n:
-            raise UsageError(f"k = {k} neighbours need at least {k} known images, got {n}: give more, or a smaller k")
-        self.bank, self.neighbour = vectors.copy(), np.array([k])
+        self.bank, self.neighbour = vectors.copy(), np.array([at_most(k, n)])
 
-    def _score_block(self, images: Array) -> Array:
-        k = self.neighbour.item()
-        nearest = np.empty((len(images), 0))
-        for first in range(0, len(self.bank), COLUMNS):
-            found = squared_distances(images, self.bank[first : first + COLUMNS])
-            nearest = np.concatenate([nearest, found], axis=1)
-            if nearest.shape[1] > k:
-                nearest = np.partition(nearest, k - 1, axis=1)[:, :k]
-        return np.sqrt(nearest.max(axis=1))
+    def _score(self, vectors: Floats) -> Array:
+        scores = np.empty(len(vectors))
+        for part, distances, _ in nearest(vectors, self.bank, self.neighbour.item()):
+            scores[part] = distances[:, -1]
+        return scores
 
     def score_range(self) -> tuple[float, float]:
         return 0.0, 2.0
+
+
+def check_count(value: Any, name: str) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number from 1 on, got {value!r}")
+    return value
+
+
+def at_most(k: int, n: int) -> int:
+    """k, where there are as many other images.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if k > n:
+        raise UsageError(f"k = {k} neighbours need at least {k} known images, got {n}: give more, or a smaller k")
+    return k
 
 
 def squared_distances(rows: Array, others: Array) -> Array:
@@ -208,24 +256,48 @@ def squared_distances(rows: Array, others: Array) -> Array:
 
 
 def covariance(centred: npt.NDArray[np.float64], shrinkage: Shrinkage) -> npt.NDArray[np.float64]:
-    """(n, d) rows around their mean -> (d, d) covariance, shrunk.
+    """(n, d) rows around their mean -> (d, d) covariance, shrunk."""
+    lengths = np.einsum("nd,nd->n", centred, centred)
+    return shrunk(centred.T @ centred / len(centred), float(np.mean(lengths**2)), len(centred), shrinkage)
 
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
+
+def shrunk(spread: npt.NDArray[np.float64], fourth: float, n: int, shrinkage: Shrinkage) -> npt.NDArray[np.float64]:
+    """Draw a covariance towards the multiple of the identity that has the same trace.
+
+    Args:
+        spread: (d, d) covariance of n rows around their mean, with divisor n.
+        fourth: mean of the fourth power of the length of these rows.
+        n: how many rows there are.
+        shrinkage: ``ledoit_wolf`` (section 3 of Ledoit and Wolf, A Well-Conditioned Estimator
+            for Large-Dimensional Covariance Matrices, Journal of Multivariate Analysis 2004); ``oas`` (equation 23 of
+            Chen et al., Shrinkage Algorithms for MMSE Covariance Estimation, IEEE Transactions on Signal Processing
+            2010, without its terms in 2 / d, as scikit-learn leaves them out); ``none`` = as it is.
+
+    Returns:
+        (d, d) covariance.
     """
-    if shrinkage == "none":
-        return centred.T @ centred / len(centred)
-    try:
-        from sklearn.covariance import ledoit_wolf, oas
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "fit", f"a covariance with the shrinkage {shrinkage!r}") from error
-    fit = ledoit_wolf if shrinkage == "ledoit_wolf" else oas
-    return np.asarray(fit(centred, assume_centered=True)[0])
+    d = len(spread)
+    if shrinkage == "none" or d == 1:
+        return spread
+    scale = np.trace(spread) / d
+    squares = float(np.einsum("ij,ij->", spread, spread))
+    apart = squares / d - scale**2  # mean squared distance from the target; 0 where there is nothing to shrink
+    if apart <= 0:
+        return spread
+    if shrinkage == "ledoit_wolf":
+        share = min((fourth - squares) / (d * n), apart) / apart
+    else:
+        share = min((squares / d**2 + scale**2) / ((n + 1) * apart / d), 1.0)
+    result = (1 - share) * spread
+    result.flat[:: d + 1] += share * scale
+    return result
 
 
-def _check_labels(labels: Any, n: int, names: tuple[str, ...]) -> npt.NDArray[np.intp]:
+def _check_labels(labels: Any, n: int, names: tuple[str, ...]) -> Labels:
     array = np.asarray(labels)
-    if array.shape != (n,) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= len(names):
+    if not (
+        array.shape == (n,) and array.dtype.kind in "iu" and (not n or 0 <= array.min() <= array.max() < len(names))
+    ):
         raise UsageError(
             f"id_labels must be {n} whole numbers from 0 to {len(names) - 1}, one a known image and each an index of "
             f"the class names; got shape {array.shape} and dtype {array.dtype}"

@@ -167,7 +167,11 @@ def unit_rows(vectors: npt.NDArray[Any]) -> Vectors:
 
 
 def load_encoder(
-    name: str | Encoder = "lite", device: str = "auto", threads: int | None = None, precision: str = "auto"
+    name: str | Encoder = "lite",
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    batch_size: int | None = None,
 ) -> Encoder:
     """Find an encoder by name.
 
@@ -179,6 +183,7 @@ def load_encoder(
         threads: CPU threads; None = all the process may use.
         precision: of a torch encoder's image tower: ``auto`` (bf16 where the hardware computes it fast, else fp32),
             ``fp32`` or ``bf16``. Other encoders run as they were made.
+        batch_size: most images of one run of a torch encoder; None = what suits it. Others run what they are given.
 
     Raises:
         EncoderError: unknown name, or its files are missing or incomplete.
@@ -189,9 +194,10 @@ def load_encoder(
         return name
     for prefix, load in _loaders().items():
         if name == prefix or (prefix.endswith(":") and name.startswith(prefix)):
-            return load(name.removeprefix(prefix) if prefix.endswith(":") else name, device, threads, precision)
+            name = name.removeprefix(prefix) if prefix.endswith(":") else name
+            return load(name, device, threads, precision, batch_size)
     if name in ALIASES or "/" in name or "\\" in name or name.startswith("."):
-        return _loaders()["hf:"](name, device, threads, precision)
+        return _loaders()["hf:"](name, device, threads, precision, batch_size)
     raise EncoderError(
         f"unknown encoder {name!r}; expected lite, toy, onnx:DIR, openclip:NAME/PRETRAINED, a Hugging Face id such as "
         f"openai/clip-vit-base-patch32, a checkpoint folder (./NAME), or one of {', '.join(ALIASES)}; "
@@ -206,35 +212,35 @@ ALIASES = {
 }
 
 
-def _loaders() -> dict[str, Callable[[str, str, int | None, str], Encoder]]:
+def _loaders() -> dict[str, Callable[[str, str, int | None, str, int | None], Encoder]]:
     # Imported on first use: onnxruntime and torch are slow to import and may be absent.
-    def lite(name: str, device: str, threads: int | None, precision: str) -> Encoder:
+    def lite(name: str, device: str, threads: int | None, precision: str, batch_size: int | None) -> Encoder:
         from outclass.encoders.lite import load_lite
 
         _only_as_made(name, precision)
         return load_lite(device, threads)
 
-    def toy(name: str, device: str, threads: int | None, precision: str) -> Encoder:
+    def toy(name: str, device: str, threads: int | None, precision: str, batch_size: int | None) -> Encoder:
         from outclass.encoders.toy import ToyEncoder
 
         _only_as_made(name, precision)
         return ToyEncoder()
 
-    def onnx(folder: str, device: str, threads: int | None, precision: str) -> Encoder:
+    def onnx(folder: str, device: str, threads: int | None, precision: str, batch_size: int | None) -> Encoder:
         from outclass.encoders.onnx import OnnxEncoder
 
         _only_as_made(f"onnx:{folder}", precision)
         return OnnxEncoder(folder, name=f"onnx:{folder}", device=device, threads=threads)
 
-    def huggingface(model: str, device: str, threads: int | None, precision: str) -> Encoder:
+    def huggingface(model: str, device: str, threads: int | None, precision: str, batch_size: int | None) -> Encoder:
         from outclass.encoders.huggingface import HuggingFaceEncoder
 
-        return HuggingFaceEncoder(ALIASES.get(model, model), device, threads, precision)
+        return HuggingFaceEncoder(ALIASES.get(model, model), device, threads, precision, batch_size)
 
-    def openclip(model: str, device: str, threads: int | None, precision: str) -> Encoder:
+    def openclip(model: str, device: str, threads: int | None, precision: str, batch_size: int | None) -> Encoder:
         from outclass.encoders.open_clip import load_open_clip
 
-        return load_open_clip(model, device=device, precision=precision, threads=threads)
+        return load_open_clip(model, device, precision, threads, batch_size)
 
     return {"lite": lite, "toy": toy, "onnx:": onnx, "hf:": huggingface, "openclip:": openclip}
 

@@ -10,16 +10,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from outclass import __version__, atomic
 from outclass.encoders.base import Encoder, Pixels, load_encoder
 from outclass.encoders.onnx import SCHEMA, OnnxEncoder
+from outclass.encoders.parity import Parity, compare
+from outclass.encoders.portable_tokenizer import portable_tokenizer
 from outclass.errors import EncoderError, MissingExtraError, UsageError
 from outclass.images.loader import CHUNK, Reader, chunks, map_ordered, usable_cores
 from outclass.images.sources import open_source
@@ -31,82 +32,6 @@ CARD = "card.json"
 FILES = {"image": "image.onnx", "text": "text.onnx", "tokenizer": "tokenizer.json"}
 MOST_IMAGES = 256  # that are read; more of them move neither ranges nor cosines
 LEAST_FOR_INT8 = 8
-BARS = {"fp32": 0.9999, "int8": 0.99}
-
-NOUNS = ("cat", "golden retriever", "fire engine", "acoustic guitar", "espresso", "bridge", "face", "circuit board")
-TEXTS = (
-    *(prompt.format(noun) for noun in NOUNS for prompt in ("{}", "a photo of a {}", "a close-up photo of the nice {}")),
-    "A Photo of a CAT.", "it's 100 % cat & dog!", "naïve café", "x", "", "  two  spaces ", "😀", "1999-12-31",
-    "一张猫的照片", "狗", "红色汽车",
-    "one two three four five six seven eight nine ten " * 20,
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Cosines:
-    """How near exported vectors are to those of torch.
-
-    Attributes:
-        n: vectors compared.
-        mean, minimum: of their cosines.
-        centred_mean, centred_minimum: of the cosines after the mean of torch's vectors was taken from both. Vectors of
-            one encoder lie in one corner, random ones at 0.9 to each other, so these say more; None where n is 1.
-        bar: what ``minimum`` must reach.
-    """
-
-    n: int
-    mean: float
-    minimum: float
-    centred_mean: float | None
-    centred_minimum: float | None
-    bar: float
-
-    @classmethod
-    def of(cls, theirs: npt.NDArray[Any], ours: npt.NDArray[Any], bar: float) -> Cosines:
-        """Compare (n, d) rows of torch with (n, d) rows of the export."""
-        cosines, centre = _cosines(theirs, ours), np.mean(theirs, axis=0, dtype=np.float64)
-        centred = _cosines(theirs - centre, ours - centre) if len(theirs) > 1 else None
-        return cls(
-            n=len(theirs),
-            mean=float(cosines.mean()),
-            minimum=float(cosines.min()),
-            centred_mean=None if centred is None else float(centred.mean()),
-            centred_minimum=None if centred is None else float(centred.min()),
-            bar=bar,
-        )
-
-    @property
-    def good(self) -> bool:
-        """Whether every vector reaches the bar."""
-        return self.minimum >= self.bar  # False for nan
-
-
-def _cosines(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.asarray((one * other).sum(axis=1) / np.maximum(lengths, 1e-300))
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """The vector parity report of an export.
-
-    Attributes:
-        images: of photographs that did not set the ranges of int8.
-        texts: of texts; the text tower is float32 in every export.
-    """
-
-    images: Cosines
-    texts: Cosines
-
-    @property
-    def good(self) -> bool:
-        """Whether images and texts both reach their bars."""
-        return self.images.good and self.texts.good
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {"good": self.good, "images": asdict(self.images), "texts": asdict(self.texts)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +93,7 @@ def export_encoder(model: str | Encoder, folder: str | os.PathLike[str], images:
         int8: the image tower's products in static int8: several times quicker on CPUs with VNNI, and less exact.
 
     Raises:
-        UsageError: no torch encoder, too few readable images, or the folder holds something else.
+        UsageError: no torch encoder, too few readable images, int8 of a ResNet, or the folder holds something else.
         EncoderError: its tokenizer cannot be exported.
         MissingExtraError: torch or onnx is not installed.
     """
@@ -180,7 +105,9 @@ def export_encoder(model: str | Encoder, folder: str | os.PathLike[str], images:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnx", "export", "outclass export") from error
 
-    tokenizer, pad = _tokenizer(encoder)
+    if int8:
+        _check_products(encoder)
+    tokenizer, pad = portable_tokenizer(encoder)
     pixels, unreadable = _read(images, encoder)
     if len(pixels) < (LEAST_FOR_INT8 if int8 else 1):
         raise UsageError(
@@ -228,6 +155,17 @@ def export_encoder(model: str | Encoder, folder: str | os.PathLike[str], images:
     return Export(place, parity, card["calibrated_on"], unreadable)
 
 
+def _check_products(encoder: TorchEncoder) -> None:
+    """Refuse int8 for a tower whose work is no matrix products, which are what it makes quicker."""
+    from outclass.encoders.torch_towers import convolutional
+
+    if convolutional(encoder.image):
+        raise UsageError(
+            f"int8 makes matrix products quicker, and most of the image tower of {encoder.info.name!r} is "
+            "convolutions; leave out --int8, or export a vision transformer such as openai/clip-vit-base-patch32"
+        )
+
+
 def _write_text(encoder: TorchEncoder, path: Path, pad: int) -> str:
     """Write the text tower for texts of any length where that works, else for the whole context; ``padding`` says."""
     from outclass.encoders.onnx_graphs import write_text
@@ -247,20 +185,6 @@ def _write_text(encoder: TorchEncoder, path: Path, pad: int) -> str:
     )
 
 
-def compare(theirs: Encoder, ours: Encoder, pixels: Pixels) -> Parity:
-    """Compare two encoders that should agree.
-
-    Args:
-        theirs: the reference.
-        ours: the other.
-        pixels: (n, size, size, 3) uint8 photographs, as both take them; n >= 1.
-    """
-    return Parity(
-        Cosines.of(theirs.encode_images(pixels), ours.encode_images(pixels), BARS[ours.info.precision]),
-        Cosines.of(theirs.encode_texts(TEXTS), ours.encode_texts(TEXTS), BARS["fp32"]),
-    )
-
-
 def note_in_card(folder: str | os.PathLike[str], **values: Any) -> None:
     """Add plain JSON values to the card of an export; its fingerprint stays the same."""
     card = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
@@ -270,51 +194,6 @@ def note_in_card(folder: str | os.PathLike[str], **values: Any) -> None:
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
     with atomic.write(folder / CARD) as file:
         file.write(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-
-
-def _tokenizer(encoder: TorchEncoder) -> tuple[Any, int]:
-    """A copy of the encoder's tokenizer in the format of `tokenizers`, neither cutting nor padding; the padding's id.
-
-    Raises:
-        EncoderError: it is of another kind.
-    """
-    from tokenizers import Tokenizer
-
-    own: Any = getattr(encoder.tokenize, "tokenizer", None)  # open_clip's, which cleans texts before
-    part: Any = getattr(own, "tokenizer", None) or getattr(encoder.tokenize, "_tokenizer", None)
-    cleans = getattr(getattr(own, "clean_fn", None), "__name__", "_clean_whitespace")
-    if cleans == "_clean_lower" and hasattr(own, "bpe_ranks") and own.reduction_fn is None:
-        part, cleans, pad = _openai_tokenizer(own), "_clean_whitespace", 0
-    else:
-        pad = getattr(part, "pad_token_id", None) or 0
-    fast = getattr(part, "backend_tokenizer", None)
-    if not isinstance(fast, Tokenizer):
-        raise EncoderError(
-            f"the tokenizer of {encoder.info.name!r} ({type(part or own).__name__}) is a slow one, of Python alone, "
-            "and an export needs one in the format of the package `tokenizers` (tokenizer.json); a checkpoint of the "
-            "same model with such a file can be exported"
-        )
-    if cleans != "_clean_whitespace" or getattr(own, "strip_sep_token", False) or getattr(own, "tokenizer_mode", ""):
-        raise EncoderError(
-            f"open_clip prepares the texts of {encoder.info.name!r} in a way that tokenizer.json cannot say "
-            f"({cleans}); export the same model's Hugging Face checkpoint, such as google/siglip-base-patch16-224"
-        )
-    tokenizer = Tokenizer.from_str(fast.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer, pad
-
-
-def _openai_tokenizer(simple: Any) -> Any:
-    """open_clip's rewriting of OpenAI's tokenizer as the one of `transformers`: the same merges, other special names.
-
-    It also mends broken Unicode and HTML entities, which no class name has.
-    """
-    from transformers import CLIPTokenizer
-
-    names = dict(zip(("<start_of_text>", "<end_of_text>"), ("<|startoftext|>", "<|endoftext|>"), strict=True))
-    vocab = {names.get(piece, piece): number for piece, number in simple.encoder.items()}
-    return CLIPTokenizer(vocab=vocab, merges=list(simple.bpe_ranks))
 
 
 def _read(images: Any, encoder: Encoder) -> tuple[Pixels, int]:

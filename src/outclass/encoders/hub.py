@@ -1,7 +1,8 @@
 """Finding a Hugging Face checkpoint: a folder, the hub's cache, or a download into it. Nothing is ever deleted.
 
 Weights are read from safetensors; where a repository has none, from the conversion that the hub's own bot offers as a
-pull request; else from a ``.bin``, tensors only. No code from a checkpoint is run.
+pull request; else from a ``.bin``, tensors only. No code from a checkpoint is run. A conversion is taken from the cache
+only where its author and parent were checked when it came, which a note in outclass's own cache says.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from outclass.errors import EncoderError
+from outclass import atomic
+from outclass.errors import EncoderError, UsageError
+from outclass.stored import cache_folder
 
 log = logging.getLogger("outclass")
 
@@ -25,6 +30,7 @@ SAFE, OLD = "model.safetensors", "pytorch_model.bin"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 HUB_FILES = ["*.json", "*.txt", "*.model", SAFE, "model-*-of-*.safetensors"]
 HUB_FILES_OLD = [OLD, "pytorch_model-*-of-*.bin"]
+TENSORS_ONLY = (2, 6)  # the torch from which on `weights_only` keeps its word: CVE-2025-32434
 TOP: dict[str, Any] = {"ignore_patterns": "*/*"}  # sub-folders hold other formats
 
 
@@ -50,13 +56,10 @@ def find_checkpoint(model: str) -> Path:
 def find_cached(model: str) -> Path | None:
     """The whole checkpoint in the hub's cache, found without the network; None = not there, or parts are missing."""
     import huggingface_hub as hub
-    import huggingface_hub.constants
 
-    place = Path(hub.constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
-    # The name of a conversion's revision is refs/pr/N, and the cache keeps it as the file refs/refs/pr/N.
-    converted = [f"refs/pr/{ref.name}" for ref in sorted(place.glob("refs/refs/pr/*"))]
+    checked = _checked_conversion(model)
     whole = []
-    for revision in (None, *converted):
+    for revision in (None, checked) if checked else (None,):
         known = {"revision": revision, "local_files_only": True, **TOP}
         with contextlib.suppress(OSError, ValueError):  # not cached, or no valid id: the hub's own answer says more
             found = Path(hub.snapshot_download(model, allow_patterns=HUB_FILES, **known))
@@ -73,14 +76,16 @@ def _download(model: str) -> Path:
     try:
         api = hub.HfApi()
         about = api.model_info(model, timeout=HUB_PATIENCE_S, files_metadata=True)
-        size = {file.rfilename: file.size or 0 for file in about.siblings or []}
-        revision, wanted = None, HUB_FILES
-        if not size.keys() & {SAFE, f"{SAFE}.index.json"}:
-            revision = _conversion(api, model, about.sha)
+        revision, commit, wanted = None, "", HUB_FILES
+        if not {file.rfilename for file in about.siblings or []} & {SAFE, f"{SAFE}.index.json"}:
+            revision, commit = _conversion(api, model, about.sha) or (None, "")
             wanted = HUB_FILES if revision else HUB_FILES + HUB_FILES_OLD
-        weights = sum(size[name] for name in size if re.fullmatch(r"(pytorch_)?model[^/]*\.(safetensors|bin)", name))
-        log.info("downloading %s, about %.0f MB, into the cache %s", model, weights / 1e6, cache)
+        if revision:
+            about = api.model_info(model, revision=revision, timeout=HUB_PATIENCE_S, files_metadata=True)
+        announce(model, about.siblings or [], wanted)
         folder = Path(hub.snapshot_download(model, revision=revision, allow_patterns=wanted, **TOP))
+        if revision and folder.name != commit:
+            raise OSError(f"{revision} is no longer the conversion that was checked; try again")
     except Exception as error:  # the client lets its HTTP library's own errors through
         raise EncoderError(
             f"encoder {model!r} is no folder here, is not whole in the cache {cache}, and could not be downloaded: "
@@ -92,11 +97,28 @@ def _download(model: str) -> Path:
             f"the hub's {model!r} is no checkpoint that outclass reads: it lacks {', '.join(missing)}; expected "
             "safetensors or a tensors-only .bin of transformers (a model of open_clip is openclip:NAME/PRETRAINED)"
         )
+    if revision:
+        _note_conversion(model, revision, commit)
     return folder
 
 
-def _conversion(api: Any, model: str, head: str | None) -> str | None:
-    """The revision of the bot's open pull request with safetensors made from the newest weights; None = there is none.
+def announce(model: str, files: Iterable[Any], wanted: list[str]) -> None:
+    """Say what is downloaded, before it takes its time.
+
+    Args:
+        model: the repository.
+        files: all that it holds, as the hub describes them, with sizes.
+        wanted: patterns of those that are fetched; sub-folders never are.
+    """
+    import huggingface_hub.constants
+
+    names = [(file.rfilename, file.size or 0) for file in files if "/" not in file.rfilename]
+    size = sum(size for name, size in names if any(fnmatch(name, pattern) for pattern in wanted))
+    log.warning("downloading %s, %.0f MB, once, into %s", model, size / 1e6, huggingface_hub.constants.HF_HUB_CACHE)
+
+
+def _conversion(api: Any, model: str, head: str | None) -> tuple[str, str] | None:
+    """Revision and commit of the bot's open pull request with safetensors made from the newest weights; None = none.
 
     Anybody can open a pull request of that title, so the author is checked; and weights that changed since would be
     others than those of the repository.
@@ -108,10 +130,31 @@ def _conversion(api: Any, model: str, head: str | None) -> str | None:
                 revision = f"refs/pr/{request.num}"
                 commits = [commit.commit_id for commit in api.list_repo_commits(model, revision=revision)]
                 if head in commits[1:2]:
-                    return revision
+                    return revision, commits[0]
     except Exception as error:  # discussions may be closed to us: the .bin is still there
         log.debug("no safetensors conversion of %s found: %s", model, reason(error))
     return None
+
+
+def _note(model: str) -> Path:
+    return cache_folder() / "conversions" / f"{model.replace('/', '--')}.json"
+
+
+def _note_conversion(model: str, revision: str, commit: str) -> None:
+    try:
+        with atomic.write(_note(model)) as file:
+            file.write(json.dumps({"model": model, "revision": revision, "commit": commit}) + "\n")
+    except UsageError as error:  # a read-only home is no reason to stop
+        log.warning("the conversion of %s will be checked again, which needs the network: %s", model, error)
+
+
+def _checked_conversion(model: str) -> str | None:
+    """The commit of the conversion that was accepted when it was downloaded."""
+    try:
+        commit = str(json.loads(_note(model).read_text(encoding="utf-8"))["commit"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -155,3 +198,30 @@ def weights_hash(folder: Path, config: Any) -> str:
 def reason(error: Exception) -> str:
     """One line that names an error and its message, for an error of ours to quote."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
+
+
+def check_torch_reads_tensors_only(what: str) -> None:
+    """Refuse a ``.bin`` where torch could be made to run code by it.
+
+    Args:
+        what: whose weights it holds.
+
+    Raises:
+        EncoderError: torch is too old.
+    """
+    import torch
+
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < TENSORS_ONLY:
+        raise EncoderError(
+            f"{what} has no safetensors, and torch {torch.__version__} can be made to run code by a .bin even when it "
+            'reads tensors only (CVE-2025-32434); pip install "torch>=2.6"'
+        )
+
+
+def holds_more(error: BaseException | None) -> bool:
+    """Whether an error of reading a ``.bin`` says that it holds more than tensors; a damaged file is another thing."""
+    while error is not None:
+        if "Unpickling" in type(error).__name__ or "TorchScript" in str(error):
+            return True
+        error = error.__cause__ or error.__context__  # transformers wraps what torch raises
+    return False

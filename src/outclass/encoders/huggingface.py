@@ -24,7 +24,14 @@ try:
 except ImportError as missing:
     raise MissingExtraError(missing.name or "torch", "torch", "a Hugging Face encoder") from missing
 
-from outclass.encoders.hub import find_checkpoint, is_safe, reason, weights_hash
+from outclass.encoders.hub import (
+    check_torch_reads_tensors_only,
+    find_checkpoint,
+    holds_more,
+    is_safe,
+    reason,
+    weights_hash,
+)
 from outclass.encoders.processors import Tokens, preprocess_of
 from outclass.encoders.torch_towers import ImageTower, TextTower, TorchEncoder, find_device
 
@@ -40,7 +47,7 @@ class HuggingFaceEncoder(TorchEncoder):
     Args:
         model: folder of a checkpoint, or a hub id such as ``openai/clip-vit-base-patch32``.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        threads: torch's CPU threads, for the whole process; None = as torch has them.
+        threads, batch_size: as for ``TorchEncoder``.
         precision: of the image tower: ``auto``, ``fp32`` or ``bf16``, see ``TorchEncoder``.
 
     Raises:
@@ -48,7 +55,14 @@ class HuggingFaceEncoder(TorchEncoder):
         UsageError: no such kind of device or precision.
     """
 
-    def __init__(self, model: str, device: str = "auto", threads: int | None = None, precision: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
         device, folder = find_device(device), find_checkpoint(model)
         _check_family(folder, model)
         loaded, tokenizer, processor = _load(folder, model)
@@ -68,7 +82,7 @@ class HuggingFaceEncoder(TorchEncoder):
             text=tokens.settings,
         )
         image = SiglipImage(loaded, how) if siglip else ClipImage(loaded, how)
-        super().__init__(image, text, tokens, info, device, precision, threads)
+        super().__init__(image, text, tokens, info, device, precision, threads, batch_size)
 
 
 class ClipImage(ImageTower):
@@ -201,14 +215,17 @@ def _load(folder: Path, model: str) -> tuple[Any, Any, Any]:
     # Only the processor's settings are read; Pillow's kind loads without torchvision.
     backend = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     if not safe:
+        check_torch_reads_tensors_only(repr(model))
         log.warning("%s has no safetensors: reading its .bin, tensors only", model)
     try:
         with _quiet():
             loaded, told = transformers.AutoModel.from_pretrained(folder, **weights, **careful)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **careful)
             processor = transformers.AutoImageProcessor.from_pretrained(folder, **careful, **backend)
-    except Exception as error:  # anything from a broken file to a missing tokenizer package
-        if "weights_only" in str(error) or "Unpickling" in type(error).__name__:
+    except ImportError as error:  # of a package that only some tokenizers need
+        raise MissingExtraError("sentencepiece", "torch", f"the tokenizer of {model!r}") from error
+    except Exception as error:  # anything from a broken file to a missing package
+        if holds_more(error):
             raise EncoderError(
                 f"the .bin of {model!r} holds more than tensors; such a pickle can run code, so it is not read. Use a "
                 "checkpoint with safetensors"

@@ -18,6 +18,7 @@ class KnownEncoder:
         extra: pip extra that runs it; empty = the core.
         speed: class of the image tower on a CPU: ``quick`` (as ``lite``), ``medium`` (ViT-B/32), ``slow`` (ViT-B/16 at
             224 pixels, four times the work), ``very slow`` (ViT-L/14 and larger, eighteen times); empty = see its card.
+        repository: of an open_clip model: where open_clip's own table says that its weights are on the hub.
     """
 
     name: str
@@ -27,6 +28,7 @@ class KnownEncoder:
     licence: str
     extra: str = ""
     speed: str = ""
+    repository: str = ""
 
 
 KNOWN = (
@@ -35,7 +37,16 @@ KNOWN = (
     KnownEncoder("openai/clip-vit-base-patch16", "CLIP ViT-B/16", 599, "en", "MIT", "torch", "slow"),
     KnownEncoder("openai/clip-vit-large-patch14", "CLIP ViT-L/14", 1710, "en", "MIT", "torch", "very slow"),
     KnownEncoder("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "LAION ViT-B/32", 605, "en", "MIT", "torch", "medium"),
-    KnownEncoder("openclip:ViT-B-16/dfn2b", "DFN ViT-B/16", 600, "en", "Apple AMLR: research only", "openclip", "slow"),
+    KnownEncoder(
+        "openclip:ViT-B-16/dfn2b",
+        "DFN ViT-B/16",
+        600,
+        "en",
+        "Apple AMLR: research only",
+        "openclip",
+        "slow",
+        repository="apple/DFN2B-CLIP-ViT-B-16",
+    ),
     KnownEncoder(
         "facebook/metaclip-2-worldwide-b16", "MetaCLIP 2 ViT-B/16", 2400, "many", "CC-BY-NC-4.0", "torch", "slow"
     ),

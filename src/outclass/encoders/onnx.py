@@ -121,7 +121,7 @@ class OnnxEncoder:
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.folder / self.card["files"]["tokenizer"]))
+        tokenizer = Tokenizer.from_file(str(self._checked("tokenizer")))
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.card["text"]["max_length"])
         return tokenizer
@@ -142,11 +142,33 @@ class OnnxEncoder:
         options.log_severity_level = 3
         # Waiting threads that spin would take the cores that decode.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self.folder / self.card["files"][tower]
+        path = self._checked(tower)
+        if f"{tower}_data" in self.card["files"]:
+            self._checked(f"{tower}_data")
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=self.providers)
+            session = onnxruntime.InferenceSession(str(path), options, providers=self.providers)
         except Exception as error:
             raise EncoderError(f"ONNX Runtime cannot open {path}: {' '.join(str(error).split())[:300]}") from error
+        wanted, found = _names(self.providers), session.get_providers()
+        if wanted[0] not in found:  # onnxruntime falls back to the CPU without a word
+            raise EncoderError(
+                f"ONNX Runtime offers {wanted[0]} but cannot start it, mostly for want of CUDA's or cuDNN's libraries; "
+                "install those that onnxruntime-gpu asks for, or use device='cpu'"
+            )
+        return session
+
+    def _checked(self, part: str) -> Path:
+        """A file of the folder that is what the card says: a fingerprint must not stand for other weights.
+
+        Raises:
+            EncoderError: it is another.
+        """
+        name = self.card["files"][part]
+        path = self.folder / name
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() == self.card["sha256"].get(name):
+                return path
+        raise EncoderError(f"{path} is not the file that card.json was written for; copy or export the folder again")
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -170,6 +192,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
         if not (folder / file).is_file():
             raise EncoderError(f"{folder} is incomplete: {file} is missing; copy or export it again")
     return card
+
+
+def _names(providers: list[Any]) -> list[str]:
+    return [one if isinstance(one, str) else one[0] for one in providers]
 
 
 def _providers(device: str) -> list[str | tuple[str, dict[str, Any]]]:

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outclass.encoders.base import EncoderInfo
-from outclass.encoders.hub import HUB_PATIENCE_S, TOKENIZERS, reason
+from outclass.encoders.hub import (
+    HUB_PATIENCE_S,
+    TOKENIZERS,
+    TOP,
+    announce,
+    check_torch_reads_tensors_only,
+    holds_more,
+    reason,
+)
 from outclass.errors import EncoderError, MissingExtraError
 from outclass.images.preprocess import Preprocess
 
@@ -29,6 +37,7 @@ log = logging.getLogger("outclass")
 
 LOCAL = "local-dir:"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # the first that is there is read
+HUB_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # unless a tag names another file
 CONFIG = "open_clip_config.json"
 RESIZE = {"shortest": "short_side", "squash": "squash"}  # open_clip's word -> ours
 
@@ -44,7 +53,11 @@ class _Found:
 
 
 def load_open_clip(
-    model: str, device: str = "auto", precision: str = "auto", threads: int | None = None
+    model: str,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
 ) -> TorchEncoder:
     """Load a model of open_clip.
 
@@ -54,7 +67,7 @@ def load_open_clip(
             configuration names one, the tokenizer's files.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
         precision: ``auto``, ``fp32`` or ``bf16``; as for ``TorchEncoder``.
-        threads: torch's CPU threads, for the whole process; None = as torch has them.
+        threads, batch_size: as for ``TorchEncoder``.
 
     Raises:
         EncoderError: unknown name, not found, incomplete, pickled, or prepared in a way that outclass cannot.
@@ -91,7 +104,7 @@ def load_open_clip(
         weights=_weights_hash(found),
         text=tokenize.settings,
     )
-    return TorchEncoder(image, text, tokenize, info, device, precision, threads)
+    return TorchEncoder(image, text, tokenize, info, device, precision, threads, batch_size)
 
 
 def _by_tag(open_clip: Any, model: str) -> _Found:
@@ -117,13 +130,12 @@ def _by_tag(open_clip: Any, model: str) -> _Found:
         )
     # A tag knows how it was trained; open_clip itself only warns and computes something else.
     config["quick_gelu"] = bool(config.get("quick_gelu") or record.get("quick_gelu"))
-    old = file or "open_clip_pytorch_model.bin"
-    safe = f"{Path(file).stem}.safetensors" if file else "open_clip_model.safetensors"
+    choices = (f"{Path(file).stem}.safetensors", file) if file else HUB_WEIGHTS
     source = config["text_cfg"].get("hf_tokenizer_name")
     return _Found(
         config,
         _whole_preprocess(open_clip, record),
-        weights=_from_hub(model, repository, (safe, old)),
+        weights=_from_hub(model, repository, choices),
         tokenizer=_from_hub(model, source, TOKENIZERS, beside=("tokenizer_config.json",)).parent if source else None,
     )
 
@@ -231,9 +243,12 @@ def _check_tensors_only(file: Path) -> None:
         return
     import torch
 
+    check_torch_reads_tensors_only(str(file))
     try:
         torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, RuntimeError for TorchScript, ...
+    except Exception as error:
+        if not holds_more(error):
+            raise EncoderError(f"{file} is damaged or no file of torch ({reason(error)}); get it again") from error
         raise EncoderError(
             f"{file} is refused: it holds more than tensors, and reading it would run its code ({reason(error)}); "
             "get the same weights as safetensors"
@@ -267,10 +282,12 @@ def _from_hub(model: str, repository: str, choices: Sequence[str], beside: Seque
         if len(found) == len(cached):
             return found[0]
     try:
-        there = {file.rfilename for file in hub.HfApi().model_info(repository, timeout=HUB_PATIENCE_S).siblings or []}
-        name = next(name for name in choices if name in there)
-        also = ["*.json", "*.txt", "*.model"] if beside else []
-        return Path(hub.snapshot_download(repository, allow_patterns=[name, *also], ignore_patterns="*/*")) / name
+        about = hub.HfApi().model_info(repository, timeout=HUB_PATIENCE_S, files_metadata=True)
+        files = about.siblings or []
+        name = next(name for name in choices if name in {file.rfilename for file in files})
+        wanted = [name, *(["*.json", "*.txt", "*.model"] if beside else [])]
+        announce(repository, files, wanted)
+        return Path(hub.snapshot_download(repository, allow_patterns=wanted, **TOP)) / name
     except StopIteration:
         raise EncoderError(
             f"{model!r} needs {' or '.join(choices)} of {repository} on the hub; it is not there"

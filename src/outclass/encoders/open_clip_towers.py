@@ -76,7 +76,8 @@ class OpenClipTexts(TextTower):
         part, length = getattr(self.model, "text", self.model), input_ids.shape[1]
         tokens = part.token_embedding(input_ids) + part.positional_embedding[:length]
         tokens = part.ln_final(part.transformer(tokens, attn_mask=part.attn_mask[:length, :length]))
-        pooled = tokens[torch.arange(len(tokens), device=tokens.device), self.ends(input_ids)]
+        rows = torch.arange(tokens.shape[0], device=tokens.device)  # `len` would be a constant of an exported graph
+        pooled = tokens[rows, self.ends(input_ids)]
         projection = part.text_projection
         if projection is None:
             return pooled

@@ -74,12 +74,13 @@ class Tokens:
         if config.model_type == "altclip":  # as in RoBERTa, positions are counted from behind the padding's id
             positions -= config.text_config.pad_token_id + 1
         self.context = min(positions, tokenizer.model_max_length)
-        ids = list(tokenizer(PROBE, truncation=True, max_length=self.context)["input_ids"])
+        seen = [part.tolist() for part in self([PROBE, "a"])]  # of two lengths: padding, its side and mask show too
         self.settings: tuple[tuple[str, Any], ...] = (
             ("context", self.context),
             ("padding", self.padding),
-            ("probe", hashlib.sha256(str(ids).encode()).hexdigest()),
+            ("probe", hashlib.sha256(str(seen).encode()).hexdigest()),
             ("lower_case", self.lower),
+            ("eos", getattr(config.text_config, "eos_token_id", None)),  # whose place CLIP's towers read
         )
 
     def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,6 +30,9 @@ CHUNK = 8
 
 THREADS = "outclass-reader"
 
+CGROUP = Path("/sys/fs/cgroup")
+QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # both in microseconds; v1: -1 = no limit
+
 PHOTO_SIDE = 2048  # pixels; a photograph that is kept to be drawn on is not larger
 
 
@@ -148,14 +151,15 @@ def chunks(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: CPU affinity and, in a Linux container, the CPU quota."""
+    """Cores this process may use: CPU affinity and, in a Linux container, the CPU quota (cgroup v2, else v1)."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        pass
+    for files in QUOTAS:
+        try:
+            quota, period = " ".join((CGROUP / file).read_text() for file in files).split()
+            return max(1, min(cores, round(int(quota) / int(period)))) if int(quota) > 0 else cores
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
     return cores

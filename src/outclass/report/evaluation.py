@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from markupsafe import Markup
 
 from outclass.decide.metrics import Curve, precision_recall_curve, roc_curve
 from outclass.errors import UsageError
 from outclass.report.axes import percent
 from outclass.report.canvas import Canvas
 from outclass.report.conventions import CONVENTIONS, Convention
-from outclass.report.page import Find, data_uri, short, template, thumbnail
+from outclass.report.page import Draw, Find, data_uri, figure, short, slug, template, thumbnail
 from outclass.report.photos import Shown, photo_grid
 from outclass.report.plots import (
     calibration_curve,
@@ -39,7 +37,6 @@ from outclass.report.results import (
     by_detector_and_set,
 )
 
-BROAD, SLIM = 520, 344  # widths of a picture on a screen and on a telephone, CSS pixels
 CARDS = 24  # mistakes of either kind that are shown with their thumbnails
 LISTED = 4000  # mistakes in the table
 NAME_LISTED = 120  # characters of a name there
@@ -48,7 +45,6 @@ SETS_DRAWN = 8  # OOD sets with a histogram each
 CLASSES_KEPT = 1000
 
 Point = tuple[float, float]
-Draw = Callable[..., Canvas]
 COUNTS = ("n_id", "n_ood")  # among the metrics; the page counts by itself
 
 
@@ -121,14 +117,13 @@ class EvaluationPage:
             notes=[(self._names[name], note) for name, note in self._notes.items() if name in self._names],
             tables=self._tables(),
             operating=[self._operating(result) for result in self._shown if result.threshold is not None],
-            figures={name: _figure(f"p{i}", draw) for i, (name, draw) in enumerate(pictures.items())},
+            figures={name: figure(f"p{i}", draw) for i, (name, draw) in enumerate(pictures.items())},
             undrawn=[self._names[result.ood_set] for result in self._shown[SETS_DRAWN:]],
             alarms=self._alarm_rows(),
             classes_kept=CLASSES_KEPT,
             calibration=self._calibration,
             mistakes=self._mistakes,
             cards=CARDS,
-            broad=BROAD,
             picture=(lambda image_id: data_uri(self._thumbnail(image_id))) if self._find else None,
             listed=listed,
             name_listed=NAME_LISTED,
@@ -160,7 +155,7 @@ class EvaluationPage:
         pictures: dict[str, Draw] = {}
         n = f"n = {self._n_id:,} ID"
         for i, result in enumerate(self._shown[:SETS_DRAWN], 1):
-            pictures[f"scores-{i}-{_slug(result.ood_set)}"] = functools.partial(
+            pictures[f"scores-{i}-{slug(result.ood_set)}"] = functools.partial(
                 score_histogram, result.id_scores, result.ood_scores, result.threshold,
                 ood_name=self._names[result.ood_set], threshold_source=result.threshold_source,
             )  # fmt: skip
@@ -179,7 +174,7 @@ class EvaluationPage:
             for detector in sorted(self._best_first(), key=lambda name: name != self._detector):
                 if (detector, ood_set) in self._cells:
                     curves.add(short(detector), self._cells[detector, ood_set], "auroc", roc_curve)
-            pictures[f"roc-{i}-{_slug(ood_set)}"] = curves.drawn(roc_plot, f"ROC on {self._names[ood_set]}, {n}")
+            pictures[f"roc-{i}-{slug(ood_set)}"] = curves.drawn(roc_plot, f"ROC on {self._names[ood_set]}, {n}")
         if self._alarms is not None and np.any(self._alarms.counts):
             alarms = self._alarms
             pictures["false-alarms"] = functools.partial(
@@ -354,14 +349,3 @@ def _best(values: Sequence[float | None], high: bool | None) -> float | None:
     if high is None or len(set(there)) < 2:
         return None
     return max(there) if high else min(there)
-
-
-def _figure(name: str, draw: Draw) -> Markup:
-    """A picture for screens and one for telephones; only one of them is ever shown."""
-    broad, slim = draw(width=BROAD).to_svg(f"{name}b"), draw(width=SLIM).to_svg(f"{name}s")
-    return Markup(f'<figure class="plot"><div class="broad">{broad}</div><div class="slim">{slim}</div></figure>')
-
-
-def _slug(name: str) -> str:
-    """A name as part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "set"

@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 
 from outclass.images.decode import ImageLike, rgb
 from outclass.report.axes import percent
-from outclass.report.canvas import DARK, LIGHT, visible
+from outclass.report.canvas import DARK, LIGHT, Canvas, visible
 
 Find = Callable[[str], ImageLike | None]
+Draw = Callable[..., Canvas]  # takes a width
+
+BROAD, SLIM = 520, 344  # widths of a picture on a screen and on a telephone, CSS pixels
 
 THUMBNAIL_SIDE = 160  # pixels of the longer side
 THUMBNAIL_QUALITY = 75
@@ -34,7 +39,7 @@ def template(name: str) -> jinja2.Template:
         # Everything the template prints passes here; what has __html__ was made by the template itself.
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    environment.globals |= {"light": LIGHT, "dark": DARK}
+    environment.globals |= {"light": LIGHT, "dark": DARK, "broad": BROAD}
     environment.filters |= {"short": short, "kept": _kept, "number": number, "duration": _duration, "percent": percent}
     return environment.get_template(name)
 
@@ -58,6 +63,22 @@ def thumbnail(find: Find | None, image_id: str) -> bytes | None:
 def data_uri(jpeg: bytes | None) -> str | None:
     """A JPEG as the address of an image inside the page."""
     return None if jpeg is None else "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def figure(name: str, draw: Draw) -> Markup:
+    """A picture for screens and one for telephones; only one of them is ever shown.
+
+    Args:
+        name: the start of its element ids, used once a page.
+        draw: makes the picture of a width.
+    """
+    broad, slim = draw(width=BROAD).to_svg(f"{name}b"), draw(width=SLIM).to_svg(f"{name}s")
+    return Markup(f'<figure class="plot"><div class="broad">{broad}</div><div class="slim">{slim}</div></figure>')
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "set"
 
 
 def short(name: str, shown: int = NAME_SHOWN) -> str:

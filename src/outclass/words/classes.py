@@ -15,6 +15,7 @@ import numpy as np
 from outclass.encoders.base import Encoder, EncoderInfo, Vectors
 from outclass.errors import UsageError
 from outclass.words.prompts import DEFAULT_ORDER, DEFAULT_TEMPLATES, check_templates, encode_ensembles
+from outclass.words.tuned import TunedPrompts, prompts_file
 
 # Languages whose everyday words are written in something else than Latin letters.
 SCRIPTS = {
@@ -80,6 +81,8 @@ class ClassSet:
         templates: what was put around the names.
         encoder: fingerprint of the encoder that made the vectors.
         order: how the texts of a class are averaged, see ``encode_ensembles``.
+        context: (n, width) float32, learned by ``outclass tune``: stands before every name instead of the templates,
+            which are then those of other words alone; None = not learned.
     """
 
     classes: tuple[ClassName, ...]
@@ -87,6 +90,7 @@ class ClassSet:
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     encoder: str = ""
     order: str = DEFAULT_ORDER
+    context: Vectors | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,14 +108,18 @@ class ClassSet:
         """Encode the class names.
 
         Args:
-            classes: whatever ``parse_classes`` takes.
+            classes: whatever ``parse_classes`` takes, or a ``.prompts`` file of ``outclass tune``, whose vectors are
+                taken as they are.
             encoder: makes the text vectors.
             templates: one or several prompt templates.
             order: how the texts of a class are averaged, see ``encode_ensembles``.
 
         Raises:
             UsageError: empty, doubled or unreadable names, or a language the encoder does not know.
+            MismatchError: prompts that were tuned for another encoder.
         """
+        if (file := prompts_file(classes)) is not None:
+            return cls._tuned(file, encoder, check_templates(templates), order)
         parsed = parse_classes(classes)
         templates = check_templates(templates)
         check_language(parsed, encoder.info)
@@ -119,18 +127,48 @@ class ClassSet:
         return cls(parsed, vectors, templates, encoder.info.fingerprint, order)
 
     @classmethod
+    def _tuned(cls, file: Path, encoder: Encoder, templates: tuple[str, ...], order: str) -> ClassSet:
+        if templates != DEFAULT_TEMPLATES or order != DEFAULT_ORDER:
+            raise UsageError(
+                f"{str(file)!r} brings a learned context in place of templates; leave --template (templates, ensemble) "
+                "out"
+            )
+        tuned = TunedPrompts.load(file)
+        tuned.check_encoder(encoder.info, file)
+        return cls.restore(tuned.classes, tuned.vectors, templates, tuned.fingerprint, order, tuned.context)
+
+    @classmethod
     def restore(
-        cls, classes: Sequence[dict[str, Any]], vectors: Vectors, templates: Sequence[str], encoder: str, order: str
+        cls,
+        classes: Sequence[dict[str, Any]],
+        vectors: Vectors,
+        templates: Sequence[str],
+        encoder: str,
+        order: str,
+        context: Vectors | None = None,
     ) -> ClassSet:
-        """What ``ClassName.to_dict`` and the vectors said, as a set again."""
-        return cls(tuple(ClassName.from_dict(one) for one in classes), vectors, tuple(templates), encoder, order)
+        """What ``ClassName.to_dict`` and the arrays said, as a set again."""
+        parsed = tuple(ClassName.from_dict(one) for one in classes)
+        return cls(parsed, vectors, tuple(templates), encoder, order, context)
 
     def add(self, classes: Any, encoder: Encoder) -> ClassSet:
-        """The same set with more classes; only theirs are encoded."""
-        new = ClassSet.build(classes, encoder, self.templates, self.order)
-        joined = self.classes + new.classes
+        """The same set with more classes; only theirs are encoded, behind the learned context where there is one.
+
+        Raises:
+            UsageError: a name is known already, or does not fit; or there is a learned context and no torch encoder.
+            MissingExtraError: there is a learned context and no torch.
+        """
+        added = parse_classes(classes)
+        if self.context is None:
+            vectors = ClassSet.build(added, encoder, self.templates, self.order).vectors
+        else:
+            from outclass.encoders.prompt_tower import encode_names
+
+            check_language(added, encoder.info)
+            vectors = encode_names([one.name for one in added], self.context, encoder)
+        joined = self.classes + added
         check_names(joined)
-        return replace(self, classes=joined, vectors=np.concatenate([self.vectors, new.vectors]))
+        return replace(self, classes=joined, vectors=np.concatenate([self.vectors, vectors]))
 
     def remove(self, names: str | Iterable[str]) -> ClassSet:
         """The same set without some classes.
@@ -241,6 +279,8 @@ def _writes(script: str, languages: Sequence[str]) -> bool:
 
 def _parse_text(classes: str | os.PathLike[str]) -> tuple[ClassName, ...]:
     text = os.fspath(classes)
+    if prompts_file(classes) is not None:
+        raise UsageError(f"{text!r} holds tuned prompts: give it to Guard or --classes; here plain names are expected")
     is_path = isinstance(classes, os.PathLike) or "/" in text or os.sep in text
     if text.lower().endswith(".txt") and (is_path or "," not in text or os.path.isfile(text)):
         return _parse_file(Path(text))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from outclass import stored
 from outclass.encoders.base import Encoder, Vectors, unit_rows
 from outclass.errors import MismatchError, UsageError
+from outclass.stored import cache_folder
 from outclass.words.prompts import DEFAULT_ORDER, encode_ensembles
 from outclass.words.vocabulary import POOL_SIZE, Pos, Vocabulary
 
@@ -106,17 +106,6 @@ def word_pool(
     except UsageError as error:  # a read-only home is no reason to stop
         log.warning("word vectors are not cached and will be computed again: %s", error)
     return WordPool(texts, pool.pos, packed)
-
-
-def cache_folder() -> Path:
-    """Where computed word vectors are kept: ``OUTCLASS_CACHE``, else the user's cache folder of the platform."""
-    if folder := os.environ.get("OUTCLASS_CACHE"):
-        return Path(folder)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "outclass"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "outclass"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outclass"
 
 
 def _read(path: Path, about: Mapping[str, object]) -> PackedVectors | None:

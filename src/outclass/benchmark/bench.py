@@ -1,0 +1,123 @@
+"""What an evaluation starts from: class texts, detectors, and every image encoded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outclass.benchmark.contest import contestants
+from outclass.benchmark.sets import ImageSet, Machine, open_sets
+from outclass.detectors.base import split_names
+from outclass.errors import UsageError
+from outclass.images.sources import open_source
+from outclass.judge import Judge
+from outclass.known import Known
+from outclass.words.classes import ClassSet
+
+FEW = 20  # images
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Detectors and the images they are measured on.
+
+    Attributes:
+        machine: what encodes.
+        class_set: the known classes.
+        judges: by the name that was asked for; those that learn from images wait for them.
+        left_out: detector -> why it cannot run.
+        known: ID images.
+        unknown: OOD sets.
+        notes: OOD set -> what a reader must know of it.
+    """
+
+    machine: Machine
+    class_set: ClassSet
+    judges: Mapping[str, Judge]
+    left_out: dict[str, str]
+    known: ImageSet
+    unknown: tuple[ImageSet, ...]
+    notes: Mapping[str, str]
+
+    @classmethod
+    def open(
+        cls,
+        id: Any,
+        ood: Any,
+        detectors: str | Sequence[str],
+        machine: Machine,
+        *,
+        classes: Any,
+        negatives: Any,
+        templates: str | Sequence[str],
+        notes: Mapping[str, str] | None,
+    ) -> Bench:
+        """Encode class names and images; for the arguments see ``evaluate``.
+
+        Raises:
+            UsageError: no images, no class names, a note on no set, an unknown detector, or none that can run.
+        """
+        id_source, (id_name, sets) = open_source(id), open_sets(id, ood)
+        if unknown_notes := set(notes or ()) - {name for name, _ in sets}:
+            raise UsageError(
+                f"no OOD set is called {', '.join(sorted(unknown_notes))} (--seen, or notes); they are called "
+                f"{', '.join(name for name, _ in sets)}"
+            )
+        if classes is None:
+            if not isinstance(id, (str, os.PathLike)):
+                raise UsageError("give the class names, classes=[...], as images from a list have no sub-folders")
+            classes = Path(id)  # as a path, it is no class name
+        encoder = machine.encoder
+        class_set = ClassSet.build(classes, encoder, templates)
+        judges, left_out = contestants(listed(detectors), class_set, encoder, negatives)
+        local = {name: one.detector for name, one in judges.items() if "patches" in one.detector.needs}
+        known = machine.read(id_name, id_source, local)
+        unknown = tuple(machine.read(name, source, local) for name, source in sets)
+        return cls(machine, class_set, judges, left_out, known, unknown, dict(notes or {}))
+
+    @property
+    def sets(self) -> tuple[ImageSet, ...]:
+        """ID images, then the OOD sets."""
+        return (self.known, *self.unknown)
+
+    def to_fit_on(self, images: Any) -> tuple[Known, list[str]]:
+        """Other ID images, without those that are nearly among the tested ones; and what became of the rest.
+
+        Args:
+            images: whatever ``scan`` takes.
+        """
+        learned_from = self.machine.gather(images, self.known.vectors)
+        return learned_from, [f"to fit on: {note}" for note in learned_from.notes("they are tested")]
+
+    def about(self) -> dict[str, Any]:
+        """Encoder, words and detectors, as plain JSON."""
+        info = self.machine.encoder.info
+        return {
+            "encoder": {
+                "name": info.name,
+                "fingerprint": info.fingerprint,
+                "default_detector": info.default_detector,
+            },
+            "classes": list(self.class_set.names),
+            "templates": list(self.class_set.templates),
+            "detectors": {name: judge.detector.params for name, judge in self.judges.items()},
+            "negatives": {name: judge.negatives.about() for name, judge in self.judges.items() if judge.negatives},
+        }
+
+    def failed(self) -> dict[str, dict[str, str]]:
+        """Set -> image -> why it could not be read."""
+        return {one.name: dict(one.failed) for one in self.sets if one.failed}
+
+
+def said_of_few(sizes: Mapping[str, int]) -> list[str]:
+    """A warning for each set of images that is too small to say much; ``sizes``: name -> images."""
+    small = {name: n for name, n in sizes.items() if n < FEW}
+    return [f"{name} has {n} images: with fewer than {FEW} figures say next to nothing" for name, n in small.items()]
+
+
+def listed(detectors: str | Sequence[str]) -> list[str]:
+    """Names of detectors, given as a comma list or as a list."""
+    return split_names(detectors) if isinstance(detectors, str) else list(detectors)
