@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from outclass import make_detector
-from outclass.benchmark import Evaluation, evaluate
+from outclass.benchmark import Evaluation, evaluate, evaluate_few_shot
 from outclass.benchmark.table import MEAN, Row
 from outclass.decide.metrics import auroc
 from outclass.detectors.base import Context
@@ -29,7 +29,13 @@ from outclass.detectors.base import Context
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("OUTCLASS_SHARED", ROOT.parent / "shared")) / "data" / "dev"
 FITTED = ("mahalanobis", "knn")
-COMPARED = ("neglabel", "eoe", "l_mcm", "gl_mcm", "mahalanobis", "knn", "one_class_svm")
+LEARNING = (
+    "mahalanobis", "relative_mahalanobis", "knn", "lof", "kde", "one_class_svm", "residual", "vim", "nnguide",
+    "outliers", "prototypes", "tip", "tip_neglabel", "probe", "ensemble",
+)  # fmt: skip
+COMPARED = ("neglabel", "eoe", "l_mcm", "gl_mcm", *LEARNING)
+MEMBERS = ("max_logit", "mahalanobis")  # of the default ensemble
+SHOTS, SEEDS = 4, 5
 DECIDING = ("neglabel", "max_logit", "mcm", "gl_mcm", "mahalanobis", "knn", "one_class_svm")
 IMAGES = (2, 5, 8, 20, 40)  # of a class, that detectors are fitted on
 PARTS = 5
@@ -148,6 +154,39 @@ def images_a_class(results: Sequence[Evaluation]) -> str:
     return _table(lines)
 
 
+def members(results: Sequence[Evaluation]) -> str:
+    """The default ensemble against the better of its members, which one would have to know beforehand."""
+    lines = [["known / OOD", "`ensemble`", "its better member", "difference"]]
+    for task, result in zip(TASKS, results, strict=True):
+        better = max(MEMBERS, key=lambda name: _mean(result, name).auroc)
+        gap = result.compare("ensemble", better)
+        ours, theirs = (_mean(result, name).auroc for name in ("ensemble", better))
+        gain = f"{gap.difference:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+        lines.append([_title(task), f"{ours:.3f}", f"`{better}` {theirs:.3f}", gain])
+    return _table(lines)
+
+
+def few_shot() -> str:
+    """AUROC and gain over the default detector of what learned from four images a class."""
+    lines = [["detector", *map(_title, TASKS)]]
+    columns = []
+    for task in TASKS:
+        sets = {name: DATA / folder for name, folder in task.unknown.items()}
+        found = evaluate_few_shot(DATA / task.known, sets, (SHOTS,), SEEDS, detectors=["neglabel", *LEARNING])
+        ends = (MEAN, next(iter(sets)))  # of a single set there may be no mean
+        column = {}
+        for row in found.rows:
+            if row.ood_set == ends[len(sets) == 1]:
+                gain = "" if row.gain is None else f", {row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
+                column[row.detector] = f"{row.auroc:.3f} ± {row.auroc_sd:.3f}{gain}"
+                counts = f"{row.n_id} + {row.n_ood}"
+        columns.append(column)
+        lines[0][len(columns)] += f",<br>n = {counts}"
+    for name in ("neglabel", *LEARNING):
+        lines.append([f"`{name}`", *(column.get(name, "–") for column in columns)])
+    return _table(lines)
+
+
 def _title(task: Task) -> str:
     return f"{task.name} / {'five sets' if len(task.unknown) > 1 else ', '.join(task.unknown)}"
 
@@ -186,7 +225,9 @@ def main() -> None:
         ("README.zh-CN.md", "evaluation"): overview(results, ("检测器", "前五列平均", "ID + OOD 图像数")),
         ("docs/thresholds.md", "decisions"): decisions(results),
         ("docs/choosing-a-detector.md", "against"): against(results),
+        ("docs/choosing-a-detector.md", "members"): members(results),
         ("docs/choosing-a-detector.md", "images"): images_a_class(results),
+        ("docs/choosing-a-detector.md", "few"): few_shot(),
     }
     for (page, name), table in tables.items():
         if not write:

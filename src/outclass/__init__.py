@@ -31,6 +31,7 @@ _HOME = {
     "EncoderInfo": "outclass.encoders.base",
     "Evaluation": "outclass.benchmark",
     "Explanation": "outclass.explain",
+    "FewShot": "outclass.benchmark",
     "Guard": "outclass.guard",
     "ImageError": "outclass.errors",
     "Learned": "outclass.learning",
@@ -45,6 +46,7 @@ _HOME = {
     "all_detectors": "outclass.detectors.base",
     "detect_ood": "outclass.article",
     "evaluate": "outclass.benchmark",
+    "evaluate_few_shot": "outclass.benchmark",
     "false_discovery": "outclass.scan",
     "load_encoder": "outclass.encoders.base",
     "make_detector": "outclass.detectors.base",
@@ -60,6 +62,7 @@ __all__ = [
     "EncoderInfo",
     "Evaluation",
     "Explanation",
+    "FewShot",
     "Guard",
     "ImageError",
     "Learned",
@@ -75,6 +78,7 @@ __all__ = [
     "all_detectors",
     "detect_ood",
     "evaluate",
+    "evaluate_few_shot",
     "false_discovery",
     "load_encoder",
     "make_detector",
@@ -83,7 +87,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from outclass.article import detect_ood
-    from outclass.benchmark import Evaluation, evaluate
+    from outclass.benchmark import Evaluation, FewShot, evaluate, evaluate_few_shot
     from outclass.detectors.base import (
         Context,
         Detector,

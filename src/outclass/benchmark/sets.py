@@ -76,7 +76,7 @@ class Machine:
         progress: bool,
     ) -> Machine:
         """Load an encoder; for the arguments see ``load_encoder`` and a guard."""
-        loaded = load_encoder(encoder, device, threads)
+        loaded = load_encoder(encoder, device, threads, batch_size=batch_size)
         reader = Reader(loaded.info.preprocess, max_pixels, PixelBudget())
         return cls(loaded, reader, batch_size, threads, progress)
 
