@@ -76,6 +76,23 @@ def test_every_detector_on_words_uses_the_tuned_vectors(detector, made, clip, im
     assert abs(found - scores(guard_of(guard.classes, clip, detector), images)).max() > 1e-6
 
 
+@pytest.mark.parametrize("detector", ["tip:base=msp", "knn:k=1", "prototypes"])
+def test_a_detector_that_learns_from_images_works_with_the_tuned_classes(detector, made, clip, images, tmp_path):
+    guard = Guard(made, clip, detector)
+    guard.fit(images)
+    np.testing.assert_array_equal(guard.class_set.vectors, TunedPrompts.load(made).vectors)
+    assert [verdict.label for verdict in guard.scan(images)] == [name for name in guard.classes for _ in range(3)]
+    seen = scores(guard, images)
+    save_picture(tmp_path / "other" / "grey.png", (128, 128, 128))
+    assert scores(guard, tmp_path / "other")[0] > seen.max()  # higher = more OOD
+    guard.save(tmp_path / "my.guard")
+    np.testing.assert_allclose(scores(Guard.load(tmp_path / "my.guard"), images), seen, atol=1e-6)
+    if detector != "knn:k=1":  # which looks at images alone; the others weigh the classes' words too
+        plain = Guard(guard.classes, clip, detector)
+        plain.fit(images)
+        assert abs(scores(plain, images) - seen).max() > 1e-6
+
+
 def test_the_score_is_the_formula_on_the_tuned_vectors(made, clip, images):
     verdicts = list(guard_of(made, clip, "max_logit").scan(images))
     texts = TunedPrompts.load(made).vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import checkpoints
 from conftest import ROOT, run, save_picture
 from PIL import Image
 
-from outclass import UsageError, load_encoder, stored
+from outclass import Guard, UsageError, load_encoder, stored
 from outclass.errors import MismatchError
 from outclass.images.sources import open_source
 from outclass.tune import prompts as tuning
@@ -31,7 +32,7 @@ from outclass.tune.prompts import tune_prompts
 from outclass.tune.shots import draw, read
 from outclass.tune.training import Settings
 from outclass.words.classes import ClassName, ClassSet, parse_classes
-from outclass.words.tuned import TunedPrompts, encoder_for, prompts_file
+from outclass.words.tuned import TunedPrompts, encoder_for, lasting_name, prompts_file
 
 PAINTS = {
     "bird": ((20, 60, 220), 0),
@@ -250,6 +251,34 @@ def test_an_unfinished_run_with_other_settings_is_not_gone_on_with(images, clip,
         tune_prompts(images, out, QUICK, encoder=clip)
 
 
+def test_an_unfinished_run_does_not_go_on_over_other_pictures(images, clip, tmp_path, monkeypatch):
+    out, folder = tmp_path / "my.prompts", Path(shutil.copytree(images, tmp_path / "images"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TunedPrompts, "save", lambda self, path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tune_prompts(folder, out, QUICK, encoder=clip)
+    one = shots_module.draw(folder, parse_classes(folder), QUICK.shots, 0)[0][0].id
+    shutil.copyfile(images / "tree" / "0.png", folder / one)
+    for _ in range(2):  # asked again, it is still refused
+        with pytest.raises(MismatchError, match="pictures have changed"):
+            tune_prompts(folder, out, QUICK, encoder=clip)
+    (folder / one).write_bytes(b"no picture")
+    with pytest.raises(MismatchError, match="pictures have changed"):
+        tune_prompts(folder, out, QUICK, encoder=clip)
+    shutil.copyfile(images / one, folder / one)
+    assert tune_prompts(folder, out, QUICK, encoder=clip).about["images"] == 24
+
+
+def test_other_rounding_is_no_other_picture(images, clip):
+    shots = read(draw(images, parse_classes(images), 8, 0), clip, patches=False)
+    noise = np.random.default_rng(0).normal(0, 1e-6, shots.vectors.shape).astype(np.float32)
+    rounded = dataclasses.replace(shots, vectors=shots.vectors + noise)
+    assert tuning._alike(tuning.sketch(shots), tuning.sketch(rounded))
+    other = shots.vectors.copy()
+    other[[0, -1]] = other[[-1, 0]]
+    assert not tuning._alike(tuning.sketch(shots), tuning.sketch(dataclasses.replace(shots, vectors=other)))
+
+
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_kill_9_and_the_same_command_again_is_no_interruption(images, checkpoint, tmp_path):
@@ -343,11 +372,40 @@ def test_what_is_a_file_of_tuned_prompts(made, tmp_path, monkeypatch):
     assert prompts_file("somewhere/else.prompts") == Path("somewhere/else.prompts")
     monkeypatch.chdir(made.parent)
     assert prompts_file("my.prompts") == Path("my.prompts")
-    assert prompts_file("no.prompts") is None  # a name like another
+    assert prompts_file("misspelt.prompts") == Path("misspelt.prompts")  # never a class of that name
+    assert prompts_file("cat,my.prompts.prompts") is None
     assert prompts_file("cat,dog") is None
     assert prompts_file(["my.prompts"]) is None
-    with pytest.raises(UsageError, match="no such file"):
-        ClassSet.build("somewhere/else.prompts", load_encoder("toy"))
+    for missing in ("somewhere/else.prompts", "misspelt.prompts", Path("misspelt.prompts")):
+        with pytest.raises(UsageError, match=r"no such tuned prompts: .*outclass tune -o"):
+            ClassSet.build(missing, load_encoder("toy"))
+        with pytest.raises(UsageError, match="no such tuned prompts"):
+            encoder_for(missing, "lite")
+
+
+@pytest.mark.parametrize("written", ["./clip", "hf:clip", "hf:../one/clip"])
+def test_a_checkpoint_beside_the_work_is_found_from_another_folder(written, images, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    shutil.copytree(checkpoint, tmp_path / "one" / "clip")
+    monkeypatch.chdir(tmp_path / "one")
+    how = dataclasses.replace(QUICK, epochs=1)
+    tune_prompts(images, "my.prompts", how, encoder=written, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert encoder_for("one/my.prompts", "lite") == str(tmp_path / "one" / "clip")
+    assert Guard("one/my.prompts", detector="mcm", device="cpu").classes == ("bird", "cat", "red car", "tree")
+    (tmp_path / "one" / "clip").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"'one/my.prompts' was tuned for .*clip.*--encoder FOLDER"):
+        Guard("one/my.prompts", detector="mcm")
+    assert Guard("one/my.prompts", encoder="./moved", detector="mcm").classes[0] == "bird"
+
+
+def test_names_of_encoders_that_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("clip").mkdir()
+    assert lasting_name("clip") == lasting_name("./clip") == str(tmp_path / "clip")
+    assert lasting_name("openclip:local-dir:clip") == f"openclip:local-dir:{tmp_path / 'clip'}"
+    for name in ("openai/clip-vit-base-patch32", "openclip:ViT-B-32/laion2b_s34b_b79k"):
+        assert lasting_name(name) == name
 
 
 def test_the_default_encoder_gives_way_to_the_one_in_the_file(made, clip):
@@ -397,7 +455,13 @@ def test_the_command_tunes_and_says_so(images, checkpoint, tmp_path):
         (["-o", "my.prompts", "-e", "toy"], "use a torch encoder"),
         (["-o", "my.prompts", "-m", "cocoop"], "unknown method"),
         (["-o", "my.prompts", "--top-k", "many"], "--top-k is a whole number"),
+        (["-o", "my.prompts", "--top-k", "²"], "--top-k is a whole number"),
         (["-o", "my.prompts", "--context", "-3"], "context must be"),
+        (["-o", "my.prompts", "--context", "4.5"], "--context is how many"),
+        (["-o", "my.prompts", "--context", "²"], "--context is how many"),
+        (["-o", "my.prompts", "--context", "1e3"], "--context is how many"),
+        (["-o", "my.prompts", "--context", "--3"], "--context is how many"),
+        (["-o", "my.prompts", "--context", ""], "--context is how many"),
         (["-o", "my.prompts", "-c", "cat"], "two and more"),
     ],
 )
@@ -405,6 +469,18 @@ def test_wrong_options_are_refused_before_any_image_is_read(options, said, image
     done = run("tune", images, *options)
     assert isinstance(done.exception, UsageError), done.output
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("folder.prompts", "is a folder"), ("file/my.prompts", "cannot write"), (".prompts", "ends in")]
+)
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(out, said, images, tmp_path, monkeypatch):
+    (tmp_path / "folder.prompts").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tuning, "load_encoder", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=said):
+        tune_prompts(images, tmp_path / out, QUICK)
+    assert list((tmp_path / "folder.prompts").iterdir()) == []
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outclass.cli import options
+from outclass.errors import UsageError
 from outclass.images.decode import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -89,16 +91,15 @@ def tune(
       outclass scan photos --classes pets.prompts
     """
     from outclass.cli.show import say
-    from outclass.errors import UsageError
     from outclass.tune.prompts import tune_prompts
     from outclass.tune.training import Settings
 
-    if top_k != "auto" and not top_k.isdigit():
+    if top_k != "auto" and not top_k.isdecimal():
         raise UsageError(f"--top-k is a whole number or auto, got {top_k!r}")
     settings = Settings(
         method=method,
         shots=shots,
-        context=int(context) if context.lstrip("-").isdigit() else context,
+        context=_context(context),
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -113,6 +114,18 @@ def tune(
     if not quiet:
         say(_describe(made))
         say(f"wrote {out}; use it: outclass scan PHOTOS --classes {out}")
+
+
+def _context(text: str) -> int | str:
+    """``--context`` as a count, or as words."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    if not any(letter.isalpha() for letter in re.sub(r"\de[-+]?\d+", "", text)):
+        raise UsageError(
+            "--context is how many vectors, a whole number such as 16, or words to start from, such as 'a photo of a'; "
+            f"got {text!r}"
+        )
+    return text
 
 
 def _describe(made: TunedPrompts) -> str:

@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ HUB_FILES += [
 class Diffusion:
     """Draws pictures one by one, so that each depends on its own prompt and seed alone.
 
+    It is found, and hashed, at once, and loaded for the first picture.
+
     Args:
         model: folder of a pipeline, or a hub id.
         steps: denoising steps; None = the pipeline's own number.
@@ -55,8 +58,8 @@ class Diffusion:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; on a GPU half precision.
 
     Raises:
-        EncoderError: the pipeline is nowhere, not whole, not safe to load, or draws no pictures from texts.
-        UsageError: no such kind of device, or a size that the pipeline does not draw.
+        EncoderError: the pipeline is nowhere, not whole, or not safe to load.
+        UsageError: no such kind of device.
     """
 
     def __init__(
@@ -68,29 +71,44 @@ class Diffusion:
         size: int | None = None,
         device: str = "auto",
     ) -> None:
-        device = find_device(device)
-        folder = find_pipeline(model)
-        self.pipe = _load(folder, model, torch.float16 if device.startswith("cuda") else torch.float32).to(device)
-        self.pipe.set_progress_bar_config(disable=True)
+        self.device = find_device(device)
+        self.folder = find_pipeline(model)
         asked = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
         self.options = {name: value for name, value in asked.items() if value is not None}
-        takes = inspect.signature(self.pipe.__call__).parameters
+        self.about: dict[str, Any] = {
+            "pipeline": model, "weights": weights_hash(self.folder),
+            "steps": steps, "guidance": guidance, "size": size,
+        }  # fmt: skip
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The pipeline of diffusers, loaded.
+
+        Raises:
+            EncoderError: it cannot be loaded, or draws no pictures from texts.
+            UsageError: it does not take an option that was given.
+        """
+        model = self.about["pipeline"]
+        dtype = torch.float16 if self.device.startswith("cuda") else torch.float32
+        pipe = _load(self.folder, model, dtype).to(self.device)
+        pipe.set_progress_bar_config(disable=True)
+        takes = inspect.signature(pipe.__call__).parameters
         if lacking := sorted(self.options.keys() - takes.keys()):
             raise UsageError(f"the pipeline {model!r} takes no {', '.join(lacking)}; leave that option out")
-        self.about: dict[str, Any] = {
-            "pipeline": model, "weights": weights_hash(folder), "steps": steps, "guidance": guidance, "size": size,
-        }  # fmt: skip
+        return pipe
 
     def draw(self, prompt: str, seed: int) -> Image.Image | None:
         """An RGB picture; None where the pipeline's own safety checker withholds it.
 
         Raises:
-            EncoderError: the pipeline cannot draw with these settings.
+            EncoderError: the pipeline cannot be loaded, or cannot draw with these settings.
+            UsageError: it does not take an option that was given.
         """
+        pipe = self.pipe
         noise = torch.Generator("cpu").manual_seed(seed)  # the CPU's, so that a seed means the same everywhere
         try:
             with _quiet():
-                drawn = self.pipe(prompt=prompt, generator=noise, output_type="np", **self.options)
+                drawn = pipe(prompt=prompt, generator=noise, output_type="np", **self.options)
         except (TypeError, ValueError, RuntimeError) as error:  # it wants a picture, another size, a larger GPU, ...
             raise EncoderError(
                 f"the pipeline {self.about['pipeline']!r} cannot draw {prompt!r} with {self.options or 'its defaults'} "
@@ -138,7 +156,11 @@ def unfit(folder: Path) -> str:
         if not (folder / part).is_dir():
             return f"its part {part!r} is missing"
         if (folder / part / "config.json").is_file() and not kind.endswith(NO_WEIGHTS):
-            if not (named := _weights(folder / part)):
+            try:
+                named = _weights(folder / part)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                return f"the list of the weights of its part {part!r} is damaged ({reason(error)})"
+            if not named:
                 return f"the weights of its part {part!r} are missing, or not safetensors"
             if gone := [file.name for file in named if not file.is_file()]:
                 return f"{gone[0]} of its part {part!r} is missing"
@@ -160,9 +182,17 @@ def weights_hash(folder: Path) -> str:
 
 
 def _parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Part -> (library, class) of those that a pipeline has."""
+    """Part -> (library, class) of those that a pipeline has.
+
+    Raises:
+        TypeError: something else than texts.
+    """
     listed = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
-    return {name: (value[0], value[1]) for name, value in listed.items() if len(value) == 2 and all(value)}
+    parts = {name: (value[0], value[1]) for name, value in listed.items() if len(value) == 2 and all(value)}
+    for name, pair in parts.items():
+        if not all(isinstance(one, str) for one in pair):
+            raise TypeError(f"{name!r} is {list(pair)}, expected a library and a class")
+    return parts
 
 
 def _weights(part: Path) -> list[Path]:

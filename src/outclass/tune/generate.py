@@ -3,16 +3,18 @@
 A folder of them holds::
 
     outliers/       what counts as an outlier: the folder for ``outclass fit --outliers``
-    set-aside/      pictures that the guard takes for one of its classes; kept, but no outliers
+    set-aside/      pictures that look like one of the classes, to the guard or to the user; kept, but no outliers
     manifest.jsonl  one row a picture, failures included: what was asked for, with which seed, what came of it
     settings.json   what all of them have in common
 
 A picture is written, then its row, each whole or not at all. A run that was cut off makes what is missing when the same
-command is given again, and ends with the same bytes as one that was not.
+command is given again, and ends with the same bytes as one that was not. A picture that was moved from the one folder
+to the other counts where it lies now; one that was deleted is drawn again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -72,7 +74,7 @@ class Generated:
 
     @property
     def n_set_aside(self) -> int:
-        """Pictures that the guard takes for one of its classes."""
+        """Pictures that look like one of the classes, to the guard or to who moved them."""
         return sum(row["status"] == "set aside" for row in self.rows)
 
     @property
@@ -86,7 +88,7 @@ class Generated:
         said = [f"{self.n_kept:,} outliers in {self.folder}: {self.drawn:,} pictures drawn now, {before:,} before."]
         if self.n_set_aside:
             aside = self.folder.with_name(SET_ASIDE)
-            said.append(f"{self.n_set_aside:,} look like one of the classes and are set aside in {aside}.")
+            said.append(f"{self.n_set_aside:,} look like one of the classes, or were moved, and lie in {aside}.")
         if self.n_failed:
             said.append(f"{self.n_failed:,} failed: {next(row['error'] for row in self.rows if row['error'])}.")
         if self.n_kept < self.wanted:
@@ -110,7 +112,8 @@ def generate(
     Args:
         guard: knows the classes, and says of every picture whether it looks like one of them.
         out: the folder; what is there from a run with the same settings is kept and counted.
-        painter: makes what draws; called when everything else was found to do, since a pipeline takes minutes to load.
+        painter: makes what draws; called when everything else was found to do, since a pipeline may have to be
+            downloaded.
         count: outliers wanted; a larger one than before adds to them.
         seed: of the run; prompts and the pictures' own seeds follow from it.
         progress: show a progress bar on stderr.
@@ -131,9 +134,13 @@ def generate(
     guard.judge.check_ready()
     out = Path(out)
     prompts = Prompts(guard.class_set.classes, seed)
+    asked = {**_judged_by(guard), "seed": seed}
+    _compare(out, asked)
     brush = painter()
     common = {**brush.about, "outclass": __version__}
-    _settle(out, {**_judged_by(guard), **common, "seed": seed})
+    asked = {**asked, **common}
+    if not _compare(out, asked):
+        write_json(out / SETTINGS, asked)
     rows = _begun(out)
     before = len(rows)
 
@@ -172,36 +179,52 @@ def _make(number: int, prompts: Prompts, painter: Painter, guard: Guard, out: Pa
         return row | {"error": "a picture of one colour, which is what safety checkers and failed pipelines leave"}
     verdict = guard.check(picture)
     status = "kept" if verdict.is_ood else "set aside"
-    file = f"{OUTLIERS if verdict.is_ood else SET_ASIDE}/{number:06}.png"
+    file = f"{OUTLIERS if verdict.is_ood else SET_ASIDE}/{_name(number)}"
     with atomic.write(out / file, "wb") as stream:
         picture.save(stream, "PNG")
     return row | {"file": file, "status": status} | {name: getattr(verdict, name) for name in JUDGED}
 
 
+def _name(number: int) -> str:
+    return f"{number:06}.png"
+
+
 def _judged_by(guard: Guard) -> dict[str, Any]:
     """What decides which pictures are set aside, as plain JSON."""
-    info, threshold = guard.encoder.info, guard.threshold
+    info, threshold, words = guard.encoder.info, guard.threshold, guard.negatives
+    texts, fitted = guard.class_set, guard.judge.fitted
     return {
-        "classes": [one.to_dict() for one in guard.class_set.classes],
+        "classes": [one.to_dict() for one in texts.classes],
+        "templates": [*texts.templates, texts.order],
+        "context": None if texts.context is None else _digest(texts.context.tobytes()),
+        "negatives": words and {**words.about(), "digest": _digest("\n".join(words.names).encode())},
         "encoder": {"name": info.name, "fingerprint": info.fingerprint},
         "detector": {"name": guard.detector.info.name, "params": guard.detector.params},
-        "threshold": threshold and threshold.value,
+        "learned": fitted and _digest(fitted.codes.tobytes() + fitted.scales.tobytes()),
+        "threshold": threshold and (threshold.by_class or threshold.value),
     }
 
 
-def _settle(out: Path, settings: dict[str, Any]) -> None:
-    """Write down what all pictures have in common, or compare it with what was written down.
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _compare(out: Path, settings: dict[str, Any]) -> bool:
+    """Compare what all pictures have in common, or a part of it, with what was written down.
+
+    Returns:
+        Whether anything was drawn with them; before the first picture they bind nobody.
 
     Raises:
         UsageError: the folder was begun with other settings.
         MismatchError: they cannot be read.
     """
     path = out / SETTINGS
+    first = [out / MANIFEST, *(out / folder / _name(0) for folder in (OUTLIERS, SET_ASIDE))]
+    if not any(file.exists() for file in first):
+        return False
     if not path.is_file():
-        if (out / MANIFEST).exists():
-            raise MismatchError(f"{out} has a manifest and no {SETTINGS}: it is damaged; give another folder")
-        write_json(path, settings)
-        return
+        raise MismatchError(f"{out} has pictures and no {SETTINGS}: it is damaged; give another folder")
     try:
         begun = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -214,10 +237,13 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
             f"{out} was begun with other settings ({', '.join(differing)}): {name} was {begun.get(name)!r} and is "
             f"{here[name]!r} now; give the same options as then, or another folder"
         )
+    return True
 
 
 def _begun(out: Path) -> dict[int, Row]:
-    """The rows of pictures that are there; a torn last line, and rows of missing pictures, leave the manifest.
+    """The rows of pictures that are there, those that were moved where they lie now.
+
+    A torn last line, and rows of missing pictures, leave the manifest.
 
     Raises:
         MismatchError: a line that is no row.
@@ -228,16 +254,26 @@ def _begun(out: Path) -> dict[int, Row]:
     lines = path.read_bytes().split(b"\n")
     whole = lines[:-1]  # behind the last line end is nothing, or what a kill left of a row
     rows: dict[int, Row] = {}
+    moved = False
     for place, line in enumerate(whole, 1):
         try:
             row = json.loads(line)
+            if row["file"] is not None and not (out / row["file"]).is_file():
+                row |= _moved(row)
+                moved = True
             if row["file"] is None or (out / row["file"]).is_file():
                 rows[int(row["number"])] = row
         except (ValueError, KeyError, TypeError) as error:
             raise MismatchError(f"line {place} of {str(path)!r} is no row of a manifest: {error}") from error
-    if lines[-1] or len(rows) < len(whole):
+    if lines[-1] or moved or len(rows) < len(whole):
         _write(path, rows)
     return rows
+
+
+def _moved(row: Row) -> Row:
+    """What becomes of a row whose picture is not where it says: that of the other folder; the verdict stays."""
+    kept, name = row["status"] == "kept", Path(row["file"]).name
+    return {"file": f"{SET_ASIDE if kept else OUTLIERS}/{name}", "status": "set aside" if kept else "kept"}
 
 
 def _append(path: Path, row: Row) -> None:

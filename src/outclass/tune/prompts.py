@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from outclass.known import named
 from outclass.tune.shots import Shots, digest, draw, read
 from outclass.tune.training import SPREAD, Settings, State, train
 from outclass.words.classes import ClassName, ClassSet, check_language, parse_classes
-from outclass.words.tuned import TunedPrompts, check_suffix
+from outclass.words.tuned import TunedPrompts, check_suffix, lasting_name
 
 log = logging.getLogger("outclass")
 
 ENCODER = "openai/clip-vit-base-patch32"
 PART = "tuning"
-START = 2  # what the seed is for here
+START, SKETCH = 2, 4  # what the seed is for here
+DIRECTIONS = 8  # of a sketch
+TOLERANCE = 1e-3  # of a sketch: other numbers of threads move it by 1e-6, another picture by 0.1 and more
 
 
 def tune_prompts(
@@ -62,8 +65,9 @@ def tune_prompts(
         What was written.
 
     Raises:
-        UsageError: no torch encoder, classes or images that cannot be used, or settings out of range.
-        MismatchError: ``OUT.part`` is of another run; the message says what differs.
+        UsageError: no torch encoder, classes or images that cannot be used, settings out of range, or a place that
+            cannot be written to, which is said before any work.
+        MismatchError: ``OUT.part`` is of another run, or of other pictures; the message says what differs.
         MissingExtraError: torch is not installed.
     """
     target = check_suffix(out)
@@ -73,6 +77,7 @@ def tune_prompts(
         classes = Path(images)  # as a path, it is no class name
     parsed = parse_classes(classes)
     settings = (settings or Settings()).for_classes(len(parsed))
+    _check_writable(target)
     loaded = torch_encoder(load_encoder(encoder, device, threads))
     check_language(parsed, loaded.info)
     context = _start(settings, loaded)
@@ -88,11 +93,15 @@ def tune_prompts(
             "images": f"{len(drawn)} of digest {digest(drawn)}",
         },
     )
-    state = part.load() or State.start(context)
+    part.load()  # other settings are refused before images are encoded
     shots = read(drawn, loaded, settings.local, threads=threads, max_pixels=max_pixels, progress=progress)
     if shots.failed:
         broken = named([f"{id_} ({error})" for id_, error in shots.failed])
         log.warning("%d image(s) could not be read and are left out: %s", len(shots.failed), broken)
+    part = replace(part, sketch=sketch(shots))
+    state = part.load() or State.start(context)
+    if state.losses:
+        log.info("going on with %s after %d of %d epochs", part.path, len(state.losses), settings.epochs)
     state = train(tower, shots, loaded.info.logit_scale, settings, state, part.save, progress)
     vectors = encode_names(names, state.context, loaded)
     plain = ClassSet.build([ClassName(name) for name in names], loaded).vectors
@@ -100,7 +109,7 @@ def tune_prompts(
         classes=tuple(one.to_dict() for one in parsed),
         vectors=vectors,
         context=state.context,
-        encoder=loaded.info.name,
+        encoder=lasting_name(loaded.info.name),
         fingerprint=loaded.info.fingerprint,
         about={
             "settings": asdict(settings),
@@ -122,21 +131,24 @@ class Part:
     Attributes:
         path: the file.
         run: what the run is made of, as plain JSON; a file of another run is refused.
+        sketch: of the images, see ``sketch``; a file of other pictures is refused. None = not encoded yet.
     """
 
     path: Path
     run: dict[str, Any]
+    sketch: Vectors | None = field(default=None, repr=False)
 
     def save(self, state: State) -> None:
         """Write the state after an epoch, atomically."""
         about = {"run": self.run, "losses": list(state.losses)}
-        stored.save(self.path, PART, about, {"context": state.context, "momentum": state.momentum})
+        arrays = {"context": state.context, "momentum": state.momentum, "sketch": self.sketch}
+        stored.save(self.path, PART, about, {name: array for name, array in arrays.items() if array is not None})
 
     def load(self) -> State | None:
         """The state of this run when it was interrupted; None = there is none.
 
         Raises:
-            MismatchError: the file is damaged, or of another run.
+            MismatchError: the file is damaged, of another run, or of other pictures.
         """
         if not self.path.exists():
             return None
@@ -144,6 +156,7 @@ class Part:
         try:
             header, arrays = stored.load(self.path, PART)
             run, state = header["run"], State(arrays["context"], arrays["momentum"], tuple(header["losses"]))
+            before = arrays["sketch"]
             differs = sorted(key for key in run.keys() | self.run.keys() if run.get(key) != self.run.get(key))
         except (KeyError, TypeError, AttributeError, MismatchError) as error:
             raise MismatchError(
@@ -152,8 +165,35 @@ class Part:
         if differs:
             said = "; ".join(f"{key} was {run.get(key)!r}, now {self.run.get(key)!r}" for key in differs)
             raise MismatchError(f"{str(self.path)!r} is of an unfinished run with other settings ({said}): {instead}")
-        log.info("going on with %s after %d of %d epochs", self.path, len(state.losses), self.run["epochs"])
+        if self.sketch is not None and not _alike(before, self.sketch):
+            raise MismatchError(
+                f"{str(self.path)!r} is of an unfinished run, and its pictures have changed since, though not their "
+                f"names: delete {str(self.path)!r} to start anew, or bring the pictures back"
+            )
         return state
+
+
+def sketch(shots: Shots) -> Vectors:
+    """(n, 8) float32: the images' vectors along directions drawn by chance, enough to see that a picture is another."""
+    size = shots.vectors.shape[1], DIRECTIONS
+    return shots.vectors @ np.random.default_rng(SKETCH).standard_normal(size, np.float32)
+
+
+def _alike(before: Vectors, now: Vectors) -> bool:
+    return before.shape == now.shape and bool((abs(before - now) < TOLERANCE).all())
+
+
+def _check_writable(target: Path) -> None:
+    """Refuse a place that cannot be written to before the work, not after it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise UsageError(f"cannot write {str(target)!r}: {error.strerror or error}; give another --out") from error
 
 
 def _start(settings: Settings, encoder: Encoder) -> Vectors:

@@ -15,6 +15,7 @@ from outclass.errors import MismatchError, UsageError
 
 KIND = "prompts"
 SUFFIX = ".prompts"
+LOCAL = ("openclip:local-dir:", "")  # what stands before a folder in the name of an encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,8 @@ class TunedPrompts:
             UsageError: no such file.
             MismatchError: no tuned prompts, damaged, or from a newer version.
         """
+        if not os.path.isfile(path):
+            raise UsageError(f"no such tuned prompts: {os.fspath(path)!r}; expected what `outclass tune -o` writes")
         header, arrays = stored.load(path, KIND)
         try:
             maker = header["encoder"]
@@ -90,13 +93,14 @@ class TunedPrompts:
 def prompts_file(classes: Any) -> Path | None:
     """The file of tuned prompts that a class list names; None = it names none.
 
-    A name that ends in ``.prompts`` is one where there is such a file, or where it is written as a path.
+    A path or a text that ends in ``.prompts`` names one, whether it is there or not: a misspelt file is no class. Only
+    a text with a comma is a list of names, unless it is written as a path, or is a file.
     """
     if not isinstance(classes, (str, os.PathLike)):
         return None
     text = os.fspath(classes)
     is_path = isinstance(classes, os.PathLike) or "/" in text or os.sep in text
-    return Path(text) if text.endswith(SUFFIX) and (is_path or os.path.isfile(text)) else None
+    return Path(text) if text.endswith(SUFFIX) and (is_path or "," not in text or os.path.isfile(text)) else None
 
 
 def encoder_for(classes: Any, encoder: str | Encoder) -> str | Encoder:
@@ -107,19 +111,44 @@ def encoder_for(classes: Any, encoder: str | Encoder) -> str | Encoder:
         encoder: name or object, as asked for.
 
     Raises:
-        UsageError, MismatchError: the file of tuned prompts cannot be read.
+        UsageError, MismatchError: the file of tuned prompts cannot be read, or its encoder's folder is gone.
     """
     file = prompts_file(classes)
-    # No context can be learned for lite, so only a default says lite here.
-    return TunedPrompts.load(file).encoder if file is not None and encoder == "lite" else encoder
+    # No context can be learned for lite, so that a lite typed here is of no more use than the default.
+    if file is None or encoder != "lite":
+        return encoder
+    name = TunedPrompts.load(file).encoder
+    place = _place(name)
+    if (os.path.isabs(place) or place.startswith((".", "~"))) and not os.path.isdir(os.path.expanduser(place)):
+        raise UsageError(
+            f"{str(file)!r} was tuned for the encoder in {place!r}, and there is no such folder now; say where it is: "
+            "--encoder FOLDER (in Python encoder='FOLDER')"
+        )
+    return name
+
+
+def lasting_name(name: str) -> str:
+    """The name of an encoder as it is found from any folder: that of a local checkpoint gets its absolute path."""
+    place = _place(name)
+    if not os.path.isdir(os.path.expanduser(place)):
+        return name
+    return name.removesuffix(place) + os.path.abspath(os.path.expanduser(place))
+
+
+def _place(name: str) -> str:
+    """An encoder's name without what stands before a folder."""
+    return name.removeprefix(next(prefix for prefix in LOCAL if name.startswith(prefix)))
 
 
 def check_suffix(path: str | os.PathLike[str]) -> Path:
     """The place for tuned prompts.
 
     Raises:
-        UsageError: its name does not end in ``.prompts``, so that nobody could take it for class names.
+        UsageError: its name does not end in ``.prompts``, so that nobody could take it for class names; or it is a
+            folder.
     """
     if not os.fspath(path).endswith(SUFFIX) or Path(path).name == SUFFIX:
         raise UsageError(f"tuned prompts go into a file whose name ends in {SUFFIX}, such as my{SUFFIX}; got {path!s}")
+    if os.path.isdir(path):
+        raise UsageError(f"tuned prompts go into a file, and {os.fspath(path)!r} is a folder; give another name")
     return Path(path)
