@@ -44,7 +44,13 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
-        for package, said in (("sklearn", "outclass[fit]"), ("pandas", "pip install pandas")):
+        said_of = {
+            "sklearn": "outclass[fit]",
+            "pandas": "pip install pandas",
+            "pyarrow": "outclass[data]",
+            "lancedb": "outclass[index]",
+        }
+        for package, said in said_of.items():
             if importlib.util.find_spec(package) is None and said in repr(error):
                 pytest.skip(f"needs {package}")
         raise

@@ -28,7 +28,7 @@ FLOORS = [
     ["judge"],
     ["learning"],
     ["guard", "report"],
-    ["article", "benchmark", "discover", "tune", "monitor", "distributed"],
+    ["article", "benchmark", "discover", "search", "tune", "monitor", "distributed"],
     ["serve"],
     ["cli"],
     ["__main__"],
@@ -42,13 +42,14 @@ HEAVY = [
     "scipy",
     "pandas",
     "pyarrow",
+    "lancedb",
     "onnxruntime",
     "gradio",
     "matplotlib",
     "skimage",
 ]
 # When overridden.
-SAID_BY_THE_BASE = ("count", "fit", "score_range", "range_reason", "natural_threshold", "state", "from_state")
+SAID_BY_THE_BASE = ("count", "find", "fit", "score_range", "range_reason", "natural_threshold", "state", "from_state")
 OURS_LATER = ["PIL", "tokenizers", "safetensors", "huggingface_hub", "typer", "rich", "jinja2", "numpy"]
 
 

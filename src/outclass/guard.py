@@ -16,13 +16,15 @@ from outclass.decide.calibration import check_reached
 from outclass.decide.threshold import Threshold, check_reachable
 from outclass.defaults import choose_detector, mining
 from outclass.detectors.base import Detector, check_unit, check_vectors
+from outclass.detectors.negative_labels import WITHOUT
 from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
 from outclass.encoders.stream import encode_loaded, encode_stream
 from outclass.errors import MismatchError, UsageError
 from outclass.explain import Explanation, explain
 from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget
 from outclass.images.loader import Reader
-from outclass.images.sources import Item, open_source, printable
+from outclass.images.sources import Item, printable
+from outclass.index.table import Index, open_images
 from outclass.judge import Judge, context
 from outclass.learning import DROPPED, Learner
 from outclass.records import Features, Prediction, Rows, Verdict
@@ -92,12 +94,14 @@ class Guard(Learner):
         batch_size: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        loaded = load_encoder(encoder_for(classes, encoder), device, threads)
+        loaded = load_encoder(encoder_for(classes, encoder), device, threads, batch_size=batch_size)
         class_set = ClassSet.build(classes, loaded, templates, ensemble)
         chosen = choose_detector(detector, loaded.info, negatives)
         words = None
         if "negatives" in chosen.needs:
             words = choose(negatives, class_set, loaded, **mining(chosen, loaded.info))
+            if words is None:
+                raise UsageError(WITHOUT.format(chosen.info.name))
         elif negatives is not None and negatives != NONE:
             raise UsageError(f"the detector {chosen.info.name!r} uses no negatives; leave them out, or use neglabel")
         judge = Judge(class_set, words, chosen).with_words(class_set, words, loaded.info)
@@ -174,8 +178,9 @@ class Guard(Learner):
         """Judge every image of a source, streaming.
 
         Args:
-            source: a folder, file, glob pattern, or an iterable of paths, bytes, PIL images, arrays or (id, image)
-                pairs.
+            source: a folder, file, glob pattern, list (.txt, table.csv:COLUMN), .zip, .tar, .tar.gz, .parquet or video;
+                an iterable of paths, bytes, PIL images, arrays or (id, image) pairs; or an index of this guard's
+                encoder (``photos.lance``), of which no image is opened.
             progress: show a progress bar on stderr.
 
         Returns:
@@ -183,8 +188,18 @@ class Guard(Learner):
 
         Raises:
             UsageError: the source does not exist or is none.
+            MismatchError: an index made with another encoder.
         """
-        opened = open_source(source)
+        opened = open_images(source)
+        if isinstance(opened, Index):
+            opened.check(self.encoder.info)
+            if self._wants_patches:
+                raise UsageError(
+                    f"the detector {self.detector.info.name!r} needs local vectors, which an index does not hold; scan "
+                    "the images themselves, or use another detector"
+                )
+            features = opened.features(self.batch_size or self.encoder.info.batch_size)
+            return Scan(opened, features, self._judge, progress)
         features = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, self._wants_patches)
         return Scan(opened, features, self._judge, progress)
 
@@ -302,7 +317,7 @@ class Guard(Learner):
         if self.judge.ready and not fresh.ready:
             log.warning(
                 "the detector %r learned from images for the old classes alone; fit it again, with images of the new "
-                "ones", fresh.detector.info.name,
+                "ones%s", fresh.detector.info.name, " and with the outliers" * self.detector.given_outliers,
             )  # fmt: skip
         elif fresh.learns and fresh.fitted:
             log.warning(
@@ -356,7 +371,7 @@ class Guard(Learner):
             MismatchError: not a guard, or the encoder differs from the one that made it; both are named.
         """
         name, fingerprint, judge = Judge.load(path)
-        loaded = load_encoder(encoder or name, device, threads)
+        loaded = load_encoder(encoder or name, device, threads, batch_size=batch_size)
         if loaded.info.fingerprint != fingerprint:
             raise MismatchError(
                 f"{os.fspath(path)!r} was made with the encoder {name!r} (fingerprint {fingerprint}), not "

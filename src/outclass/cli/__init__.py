@@ -14,6 +14,7 @@ from outclass.cli.demo import demo
 from outclass.cli.evaluate import evaluate
 from outclass.cli.explain import explain
 from outclass.cli.export import export
+from outclass.cli.index import index, search
 from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
@@ -59,7 +60,9 @@ def outclass(
 
 
 app.command("eval")(evaluate)
-for command in (scan, classify, explain, demo, fit, calibrate, tune, synthesize, export, detectors, encoders, doctor):
+for command in (
+    scan, classify, explain, demo, fit, calibrate, index, search, tune, synthesize, export, detectors, encoders, doctor,
+):  # fmt: skip
     app.command()(command)
 
 

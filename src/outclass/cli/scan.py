@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import shlex
 import sys
 import time
@@ -17,12 +16,13 @@ from outclass import __version__, atomic
 from outclass.cli import options
 from outclass.errors import NotReadyError, UsageError
 from outclass.images.decode import MAX_PIXELS, ImageLike
-from outclass.images.sources import printable
+from outclass.images.sources import FPS, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from outclass.guard import Guard
+    from outclass.images.sources import Item
     from outclass.records import Verdict
 
 SOME_FAILED = 3
@@ -31,7 +31,11 @@ OUT = "Output"
 
 def scan(
     photos: Annotated[
-        str, typer.Argument(help="A folder, one image, or a quoted glob pattern such as 'photos/**/*.jpg'.")
+        str,
+        typer.Argument(
+            help="A folder, an image, a list (.txt, table.csv:COLUMN), a .zip, .tar, .tar.gz or .parquet, a video, a "
+            "quoted glob pattern of such files ('photos/**/*.jpg', 'shards/*.tar'), or an index (photos.lance)."
+        ),
     ],
     classes: options.Classes = None,
     guard_file: Annotated[
@@ -42,11 +46,20 @@ def scan(
         Path | None,
         typer.Option("--out", "-o", help="Folder for verdicts.csv, summary.json and report.html.", rich_help_panel=OUT),
     ] = None,
-    format: Annotated[str, typer.Option(help="csv or jsonl.", rich_help_panel=OUT)] = "csv",
+    format: Annotated[str, typer.Option(help="csv, jsonl or parquet.", rich_help_panel=OUT)] = "csv",
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder for links to the images (copies, where they lie in an archive) in known/CLASS and "
+            "unknown. Needs a threshold; nothing is moved.",
+            rich_help_panel=OUT,
+        ),
+    ] = None,
     thumbnails: Annotated[bool, typer.Option(help="Pictures in report.html.", rich_help_panel=OUT)] = True,
     allow_failed: Annotated[
         int, typer.Option(min=0, help="Exit with 0 although this many images could not be read.", rich_help_panel=OUT)
     ] = 0,
+    fps: Annotated[float, typer.Option(help="Frames a second that are taken from a video.")] = FPS,
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
     negatives: options.NegativeWords = None,
@@ -90,16 +103,21 @@ def scan(
 
       outclass scan photos --classes cat,dog,car --detector max_logit --threshold -0.3
 
+      outclass scan "shards/*.tar" --classes cat,dog,car -o out --format parquet --sort-into sorted
+
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
+
+      outclass scan photos.lance --classes cat,dog,car
     """
     from outclass.decide.checks import check_share
     from outclass.images.sources import open_source
+    from outclass.index.table import Index, is_index
+    from outclass.report.outputs import check_format
 
-    if format not in ("csv", "jsonl"):
-        raise UsageError(f"unknown format {format!r}; expected csv or jsonl")
+    check_format(format)
     if fdr is not None:
         check_share(fdr, "--fdr")
-    source = open_source(photos)
+    source = Index(photos) if is_index(photos) else open_source(photos, fps)
     guard = make_guard(
         classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, batch_size, max_pixels
     )
@@ -112,12 +130,12 @@ def scan(
             "--fdr needs p-values, which a calibrated guard gives: outclass calibrate FOLDER -o my.guard, then "
             "outclass scan PHOTOS --guard my.guard --fdr 0.1"
         )
-
-    def find(name: str) -> ImageLike | None:
-        path = os.path.join(source.root, name)
-        return path if os.path.isfile(path) else None
-
-    failed = run(guard, source, out, format, quiet, find if thumbnails else None, fdr)
+    if sort_into is not None and guard.threshold is None:
+        raise NotReadyError(
+            "--sort-into needs a threshold to decide by: set one, --threshold VALUE, or calibrate one, "
+            "outclass calibrate FOLDER -o my.guard"
+        )
+    failed = run(guard, source, out, format, quiet, source.find if thumbnails else None, fdr, sort_into)
     if failed > allow_failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -166,8 +184,9 @@ def run(
     quiet: bool,
     find: Callable[[str], ImageLike | None] | None,
     fdr: float | None = None,
+    sort_into: Path | None = None,
 ) -> int:
-    """Scan, print, write; returns how many images could not be read."""
+    """Scan, print, write, sort; returns how many images could not be read."""
     from outclass.cli.show import VerdictTable, say, summary_line, words_line
     from outclass.decide.false_discovery import rejection_limit
     from outclass.scan import false_discovery
@@ -176,8 +195,23 @@ def run(
     clock = time.perf_counter()
     if guard.negatives and not quiet:
         say(words_line(guard.negatives))
+    items: Iterator[Item] | None = None
+    if sort_into is not None:
+        from outclass.images.sources import Files, Item, Kept
+        from outclass.index.table import Index
+        from outclass.report.sorting import SortedFolders
+
+        sorting = SortedFolders(sort_into, guard.classes, source)
+        if isinstance(source, Index):
+            images = Files([], source.root)  # an index knows ids; some lie in an archive
+            items = (Item(item.id, images.find(item.id) or item.source) for item in source)
+        else:
+            source = kept = Kept(source)
+            items = kept.again()
     scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
-    verdicts: Iterable[Verdict] = scanned if fdr is None else false_discovery(scanned, fdr)
+    verdicts: Iterable[Verdict] = scanned if items is None else sorting.all(scanned, items)
+    if fdr is not None:
+        verdicts = false_discovery(verdicts, fdr)
     table = None if quiet else VerdictTable(guard.calibrated is not None)
     sinks: list[Any] = [table] if table else []
     with contextlib.ExitStack() as files:
@@ -212,6 +246,9 @@ def run(
             n, read = guard.calibrated.calibration.fewest, scanned.n - scanned.n_failed
             if not rejected and (note := rejection_limit(n, read, fdr)):
                 say(note, style="yellow")
+        if sort_into is not None:
+            gone = f"; {sorting.missing} images are no longer where they were" if sorting.missing else ""
+            say(f"sorted into {sort_into}{gone}")
         if out is not None:
             say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
     return scanned.n_failed

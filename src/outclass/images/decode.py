@@ -21,7 +21,20 @@ from PIL import Image, ImageOps
 
 from outclass.errors import ImageError
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
+
+class Stored:
+    """An image inside another file, such as a member of an archive: it is read when it is wanted, on any thread."""
+
+    def read(self) -> bytes | Image.Image:
+        """The encoded bytes, or a picture.
+
+        Raises:
+            Exception: it cannot be read; whoever decodes it makes an ImageError of that.
+        """
+        raise NotImplementedError
+
+
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Stored
 
 # Pillow hands EPS to an external interpreter, and decodes ICO before its size can be checked: not read.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB")
@@ -97,7 +110,7 @@ def rgb(
     """Open, decode and turn one image upright; the budget is held for the length of the block.
 
     Args:
-        source: path, encoded bytes, PIL image, or (H, W, 3) or (H, W) uint8 array.
+        source: path, encoded bytes, PIL image, (H, W, 3) or (H, W) uint8 array, or what is Stored in another file.
         min_short_side: pixels of the short side that are needed. An image of twice that size and more is shrunk by
             a whole factor while it is read (JPEG: by the decoder), which takes a fraction of the time and memory.
             None = full size.
@@ -163,6 +176,8 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _open(source: ImageLike, held: contextlib.ExitStack) -> Image.Image:
+    if isinstance(source, Stored):
+        source = source.read()
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):

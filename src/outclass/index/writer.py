@@ -1,0 +1,184 @@
+"""Writing to the table of an index: one writer at a time, every commit whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from outclass import __version__
+from outclass.encoders.base import EncoderInfo, Vectors
+from outclass.errors import UsageError
+from outclass.index import table
+from outclass.index.lock import only_writer
+from outclass.index.table import KEY, ROOT, SCHEMA, Index
+
+log = logging.getLogger("outclass")
+
+SMALL_PARTS = 16  # commits of few rows that are joined into one at the end
+SHARE_MISSING = 0.01  # of the rows, before they are added to the index for approximate search
+KEPT = timedelta(hours=1)  # old versions of the table, for those who read it now
+
+
+class Known(NamedTuple):
+    """What an index knows of an image."""
+
+    hash: str | None
+    bytes: int | None
+    modified_ns: int | None
+    error: str | None
+    gone: bool
+
+
+@dataclass(slots=True)
+class Stamp:
+    """What is known of an image beside its vector."""
+
+    hash: str | None = None
+    bytes: int | None = None
+    modified_ns: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class Writer:
+    """The one who may write to an index; made when missing.
+
+    Args:
+        path: the folder ``NAME.lance``.
+        info: of the encoder that makes the vectors.
+
+    Raises:
+        UsageError: another process writes to it, or the folder is there and is no index.
+        MismatchError: the index was made with another encoder; both are named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], info: EncoderInfo) -> None:
+        self.path = table.check_name(path)
+        self.dim = info.dim
+        self._info = info
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        package = table.lancedb()
+        with self._held:
+            self._held.enter_context(only_writer(self.path))
+            if list(self.path.glob("_versions/*")):
+                Index(self.path).check(self._info)
+                self.table = table.open_table(self.path)
+            else:
+                self.table = self._create(package)
+            self._held = self._held.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def append(self, rows: Sequence[tuple[str, Stamp, str | None]], vectors: Vectors, replace: bool = False) -> None:
+        """Commit rows.
+
+        Args:
+            rows: (id, stamp, error), n of them.
+            vectors: (m, dim) float32 unit rows, one for every row without an error.
+            replace: the ids are there already.
+        """
+        import pyarrow as pa
+
+        errors = [error for _, _, error in rows]
+        unread = np.array([error is not None for error in errors])
+        values = np.zeros((len(rows), self._info.dim), np.float32)
+        values[~unread] = vectors
+        columns: dict[str, Any] = {"id": [id_ for id_, _, _ in rows]}
+        columns |= {name: [getattr(stamp, name) for _, stamp, _ in rows] for name in Stamp.__slots__}
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(values.ravel(), self._info.dim, mask=pa.array(unread))
+        columns |= {"error": errors, "gone": np.zeros(len(rows), bool)}
+        data = pa.table(columns, schema=self.table.schema)
+        if replace:  # this call, unlike the other, takes every null for a mistake unless it is told
+            self.table.merge_insert("id").when_matched_update_all().execute(data, on_bad_vectors="null")
+        else:
+            self.table.add(data)
+
+    def update(self, **columns: list[Any]) -> None:
+        """Set some columns of the rows that the column ``id`` names."""
+        import pyarrow as pa
+
+        if columns["id"]:
+            schema = pa.schema([self.table.schema.field(name).remove_metadata() for name in columns])
+            self.table.merge_insert("id").when_matched_update_all().execute(pa.table(columns, schema=schema))
+
+    def set_root(self, root: str) -> None:
+        """Remember what the ids are relative to."""
+        before = table.root_of(self.table)
+        if before and before != root:
+            log.warning("the index was made from %r, now it is %r: ids that are not found there are gone", before, root)
+        if before != root:
+            self.table.update_field_metadata({"path": "id", "metadata": {ROOT: root}})
+
+    def known(self) -> dict[str, Known | None]:
+        """What there is, by id."""
+        names = ["id", *Known._fields]
+        found: dict[str, Known | None] = {}
+        for batch in self.table.search().select(names).to_batches(table.READ_AT_ONCE):
+            columns = [batch.column(name).to_pylist() for name in names]
+            found.update((id_, Known(*rest)) for id_, *rest in zip(*columns, strict=True))
+        return found
+
+    def tidy(self) -> None:
+        """Join small parts, drop versions that nobody reads any more, index the vectors for approximate search."""
+        parts = self.table.stats()["fragment_stats"]["num_small_fragments"]
+        indexed = self.table.list_indices()
+        rows = self.table.count_rows("error IS NULL")
+        # A search looks at every row that is not indexed yet.
+        missing = sum(self.table.index_stats(one.name).num_unindexed_rows for one in indexed)
+        if parts > SMALL_PARTS or missing > SHARE_MISSING * rows:
+            self.table.optimize(cleanup_older_than=KEPT)
+        if not indexed and rows >= table.ANN_FROM:
+            from lancedb.index import IvfPq
+
+            config = IvfPq(
+                distance_type="dot",
+                num_partitions=round(rows**0.5),
+                num_sub_vectors=max(1, self._info.dim // table.VALUES_A_CODE),
+            )
+            log.info("indexing %d vectors for approximate search", rows)
+            self.table.create_index("vector", config=config)
+
+    def _create(self, package: Any) -> Any:
+        import pyarrow as pa
+
+        ours = {"_versions", "_transactions", "data"}  # left by a run that was killed before its first commit
+        if self.path.exists() and not (self.path.is_dir() and set(os.listdir(self.path)) <= ours):
+            raise UsageError(f"{str(self.path)!r} is there already and is no index; choose another name")
+        info = self._info
+        about = {
+            "schema": SCHEMA,
+            "version": __version__,
+            "encoder": {
+                "name": info.name, "fingerprint": info.fingerprint, "dim": info.dim, "precision": info.precision,
+            },
+        }  # fmt: skip
+        schema = pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("hash", pa.string()),
+                pa.field("bytes", pa.int64()),
+                pa.field("modified_ns", pa.int64()),
+                pa.field("width", pa.int32()),
+                pa.field("height", pa.int32()),
+                pa.field("vector", pa.list_(pa.float32(), info.dim)),
+                pa.field("error", pa.string()),
+                pa.field("gone", pa.bool_(), nullable=False),
+            ],
+            metadata={KEY: json.dumps(about, sort_keys=True)},
+        )
+        try:
+            return package.connect(str(self.path.parent)).create_table(self.path.stem, schema=schema)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(f"cannot write {str(self.path)!r}: {error}") from error
