@@ -262,6 +262,41 @@ def test_fitting_on_other_images_leaves_out_those_that_are_measured(spy: Any) ->
     assert "other images" in str(found.about["fitted_on"])
 
 
+@pytest.mark.parametrize("fit", [None, [*shades(RED, 25, "red/", seed=5), *shades(BLUE, 25, "blue/", seed=5)]])
+def test_outliers_are_learned_from_in_every_fold_and_none_of_them_is_tested(
+    fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[np.ndarray] = []
+    plain = base.all_detectors()["outliers"].fit
+
+    def fit_and_see(self: Any, context: Any) -> Any:
+        given.append(context.outlier_vectors)
+        return plain(self, context)
+
+    monkeypatch.setattr(base.all_detectors()["outliers"], "fit", fit_and_see)
+    others = shades((140, 40, 120), 40, seed=7)
+    found = measured(detectors="outliers,knn", fit=fit, outliers=[*others, *sets()["near"][:7], *known()[:5]])
+    tested = {row for one in (found.known, *found.unknown) for row in rows_of(one.vectors)}
+    assert len(given) == (5 if fit is None else 1)
+    for vectors in given:
+        assert 25 < len(vectors) <= 40
+        assert not rows_of(vectors) & tested
+    assert any("outliers: 12 images left out, as they are tested" in one for one in found.remarks)
+    assert found.about["outliers"] == len(given[0])
+    without = measured(detectors="outliers,knn", fit=fit)
+    assert given[-1] is None
+    assert without.about["outliers"] == 0
+    assert row_of(found, "outliers", "near").auroc > row_of(without, "outliers", "near").auroc
+    assert row_of(found, "knn", "near").auroc == row_of(without, "knn", "near").auroc
+
+
+def test_outliers_that_nobody_learns_from_or_that_are_all_tested_are_refused() -> None:
+    with pytest.raises(UsageError, match="none of the detectors knn, mcm learns from outliers"):
+        measured(detectors="knn,mcm", outliers=shades(GREEN, 20, seed=9))
+    with pytest.raises(UsageError, match="outliers: 24 images left out, as they are tested"):
+        measured(detectors="outliers", outliers=sets()["far"])
+
+
 # --- calibrated figures -----------------------------------------------------------------------------------------
 
 

@@ -231,6 +231,20 @@ def test_detectors_lists_all_of_them():
     assert {line.split()[0] for line in lines(result)[1:]} >= set(all_detectors())
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tip_neglabel", r"temperature = what suits the encoder.*\[-1, 0\].*natural threshold +-0\.5"),
+        ("neglabel", r"groups = what suits the encoder.*\[-1, 0\].*natural threshold +-0\.5"),
+        ("eoe", r"temperature = 1\.0.*\[-1, 0\.25\].*natural threshold +none"),
+        ("knn", r"k = None.*\[0, 2\].*natural threshold +none"),
+        ("mahalanobis", r"depends on the images it learned from.*natural threshold +none"),
+    ],
+)
+def test_what_is_said_of_a_detector_is_what_it_does_in_a_guard(name, said):
+    assert re.search(said, run("detectors", name).stdout, re.DOTALL)
+
+
 def test_encoders_lists_the_bundled_one():
     result = run("encoders")
     assert result.exit_code == 0

@@ -198,6 +198,8 @@ def test_nothing_is_written_without_a_folder(folders: Path, monkeypatch: pytest.
         (["--id", "id/", "--ood", "green", "-a", "2"], "2"),
         (["--id", "id/", "--ood", "green", "--protocol", "cifar"], "unknown protocol 'cifar'.*imagenet"),
         (["--id", "id/", "--ood", "green", "--show", "msp", "-o", "out"], "cannot show 'msp'.*max_logit,mcm,knn"),
+        (["--id", "id/", "--ood", "green", "--outliers", "purple"], "max_logit, mcm, knn learns from outliers"),
+        (["--id", "id/", "--ood", "green", "--outliers", "purple", "--few-shot", "1"], "--outliers has no part"),
         (["--id", "id/", "--ood", "empty"], "no image of 'empty' could be read"),
     ],
 )
@@ -222,7 +224,7 @@ def test_a_wrong_call_exits_with_two_and_one_line(folders: Path) -> None:
 def test_help_has_examples_and_every_option() -> None:
     text = " ".join(run("eval", "--help").output.split())
     named = ("--id", "--ood", "--fit", "--seen", "--protocol", "--detectors", "--show", "--out")
-    for option in (*named, "--few-shot", "--seeds", "--scores", "--ensemble"):
+    for option in (*named, "--few-shot", "--seeds", "--scores", "--ensemble", "--outliers"):
         assert option in text
     assert "outclass eval --id my_pets --ood others" in text
     assert "cross-fitted" in text

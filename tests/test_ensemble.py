@@ -14,7 +14,8 @@ from test_few_shot import planted, rows
 from outclass import UsageError, all_detectors, load_encoder, make_detector
 from outclass.defaults import choose_detector, mining
 from outclass.detectors.base import read_name, split_names
-from outclass.detectors.ensemble import FOLDS, Standard, combine
+from outclass.detectors.ensemble import Standard, combine
+from outclass.detectors.folds import FOLDS, by_appearance, by_content, folds
 
 SCORES = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=30).filter(lambda s: np.ptp(s) > 0.1)
 
@@ -67,7 +68,10 @@ def test_scores_of_different_images_are_not_added(parts):
 def test_an_ensemble_is_its_formula_with_each_member_cross_fitted():
     about, vectors = planted(each=8), rows()
     found = make_detector("ensemble", members=["max_logit", "mahalanobis"]).fit(about).score(vectors)
-    fold, n = np.arange(40) % FOLDS, 40
+    n, order = 40, by_content(about.id_vectors)
+    shown = np.empty(n, int)
+    shown[order] = by_appearance(about.id_labels[order])
+    fold = folds(shown, order)
     expected = np.zeros(len(vectors))
     for name in ("max_logit", "mahalanobis"):
         unseen = np.empty(n)
@@ -78,6 +82,63 @@ def test_an_ensemble_is_its_formula_with_each_member_cross_fitted():
         scores = make_detector(name).fit(about).score(vectors)
         expected += (scores - unseen.mean()) / unseen.std()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(2, FOLDS), st.randoms())
+def test_folds_hold_as_many_images_of_each_class_as_can_be(labels, count, random):
+    labels = np.array(labels)
+    order = np.array(random.sample(range(len(labels)), len(labels)))
+    fold = folds(labels, order, count)
+    for some in (np.ones(len(labels), bool), *(labels == one for one in np.unique(labels))):
+        sizes = np.bincount(fold[some], minlength=count)
+        assert sizes.max() - sizes.min() <= 1
+        assert len(sizes) == count
+
+
+def test_neither_the_order_of_images_nor_of_class_names_moves_the_scales():
+    about = planted(each=8)
+    members = ["max_logit", "mahalanobis", "knn:k=1"]
+    once = make_detector("ensemble", members=members).fit(about).standards
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        order, names = random.permutation(40), random.permutation(5)
+        turned = replace(
+            about,
+            text=about.text[np.argsort(names)],
+            id_vectors=about.id_vectors[order],
+            id_labels=names[about.id_labels[order]],
+        )
+        for one, other in zip(once, make_detector("ensemble", members=members).fit(turned).standards, strict=True):
+            assert (other.mean, other.deviation) == pytest.approx((one.mean, one.deviation), rel=1e-4)
+
+
+def test_images_in_the_order_of_their_classes_are_measured_by_their_class():
+    # Four images a class lie in four folds, so each is known by three others, however they are sorted.
+    about = planted(each=4, classes=10)
+    scale = make_detector("ensemble", members=["max_logit", "mahalanobis"]).fit(about).standards[1]
+    strangers = make_detector("mahalanobis").fit(about).score(rows())
+    assert scale.mean < strangers.min()
+
+
+def test_an_image_that_is_the_only_one_of_its_class_sets_no_scale():
+    about = planted(each=8, lean=0.8)
+    alone = unit(np.random.default_rng(9).standard_normal((1, about.text.shape[1])))
+    members = ["max_logit", "mahalanobis"]
+    more = replace(
+        about,
+        text=np.concatenate([about.text, alone]),
+        names=(*about.names, "alone"),
+        id_vectors=np.concatenate([about.id_vectors, alone]),
+        id_labels=np.append(about.id_labels, len(about.names)),
+    )
+    without = make_detector("ensemble", members=members).fit(about).standards[1]
+    with_ = make_detector("ensemble", members=members).fit(more).standards[1]
+    far = make_detector("mahalanobis").fit(about).score(alone)[0]
+    assert far > without.mean + 40 * without.deviation  # it would be seen
+    assert with_.mean == pytest.approx(without.mean, rel=0.1)
+    assert with_.deviation < 2 * without.deviation
+    one_each = planted(each=1)  # no other is there: then all count
+    assert np.isfinite(make_detector("ensemble:members=max_logit+knn").fit(one_each).score(rows())).all()
 
 
 def test_what_a_member_remembers_of_known_images_does_not_set_its_scale():
@@ -130,6 +191,30 @@ def test_three_images_give_no_scale():
     few = replace(about, id_vectors=about.id_vectors[:3], id_labels=about.id_labels[:3])
     with pytest.raises(UsageError, match="4 and more"):
         make_detector("ensemble").fit(few)
+
+
+@pytest.mark.parametrize("n", [10, 12])
+def test_too_few_images_for_a_member_are_said_with_its_name_and_how_many_there_were(n):
+    about = planted(each=5)
+    few = replace(about, id_vectors=about.id_vectors[:n], id_labels=about.id_labels[:n])
+    make_detector("outliers").fit(few)  # alone it can
+    said = rf"given {n} images, too few for its member 'outliers'.*a quarter more.*at least 10 of them, got"
+    with pytest.raises(UsageError, match=said):
+        make_detector("ensemble:members=max_logit+outliers").fit(few)
+    enough = replace(about, id_vectors=about.id_vectors[:13], id_labels=about.id_labels[:13])
+    make_detector("ensemble:members=max_logit+outliers").fit(enough)
+
+
+def test_two_images_of_each_of_two_classes_are_enough():
+    about = planted(classes=2, each=2)
+    assert np.isfinite(make_detector("ensemble").fit(about).score(rows())).all()
+
+
+def test_labels_that_are_no_classes_are_refused():
+    about = planted()
+    for labels in (about.id_labels[1:], about.id_labels - 1, np.array(["a"] * 30)):
+        with pytest.raises(UsageError, match="id_labels must be 30 whole numbers from 0 to 4"):
+            make_detector("ensemble").fit(replace(about, id_labels=labels))
 
 
 def test_a_member_that_calls_all_known_images_alike_does_not_break_the_sum():

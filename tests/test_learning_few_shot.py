@@ -14,7 +14,7 @@ from outclass import Guard, NotReadyError, UsageError, all_detectors
 from outclass.detectors.base import Detector
 from outclass.known import SAME
 
-FROM_NAMES = ("prototypes", "tip", "probe", "ensemble")
+FROM_NAMES = ("prototypes", "tip", "probe", "ensemble", "outliers")
 WITH_WORDS = ("tip_neglabel", "ensemble:members=neglabel+knn")
 TAKING = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
 
@@ -93,7 +93,7 @@ np.save(sys.argv[3], np.array([row.ood_score for row in guard.check_vectors(vect
 """
 
 
-@pytest.mark.parametrize("name", [*FROM_NAMES, *WITH_WORDS, *TAKING])
+@pytest.mark.parametrize("name", [*FROM_NAMES, *WITH_WORDS])
 def test_a_saved_guard_scores_the_same_in_a_new_process_without_scikit_learn(name, tmp_path):
     guard = guard_of(name)
     guard.save(tmp_path / "g")
@@ -132,6 +132,12 @@ def test_words_are_mined_for_a_detector_that_needs_them_and_typed_ones_stay():
     typed.fit(images(*WARM), "tip_neglabel")
     assert set(typed.negatives.names) == set(COLD)
     assert typed.detector.params["temperature"] == 1 / typed.encoder.info.logit_scale
+
+
+@pytest.mark.parametrize("name", [*WITH_WORDS, "neglabel"])
+def test_no_words_are_refused_by_what_needs_some_and_none_are_mined_instead(name):
+    with pytest.raises(UsageError, match=r"needs negatives.*--negatives wordnet.*max_logit"):
+        Guard(["cat", "dog"], "lite", name, negatives="none")
 
 
 def test_without_calibration_the_natural_threshold_decides_and_that_is_said():
@@ -200,6 +206,38 @@ def test_outliers_that_are_nearly_an_id_image_are_named_and_left_out_and_none_is
     assert {id_ for id_, _ in others} <= set(again.known.fitted)
 
 
+@pytest.mark.parametrize("name", ["outliers", "ensemble:members=max_logit+outliers"])
+def test_a_second_fit_without_the_outliers_of_the_first_says_so(name, tmp_path, caplog):
+    guard = Guard(WARM, "toy", name)
+    guard.fit(images(*WARM))
+    guard.fit(images(*WARM))
+    assert "outliers" not in caplog.text  # none were given
+    guard.fit(images(*WARM), outliers=images(*COLD))
+    guard.fit(images(*WARM), outliers=images(*COLD))
+    assert "outliers" not in caplog.text  # given again
+    guard.save(tmp_path / "g")
+    again = Guard.load(tmp_path / "g")
+    again.fit(images(*WARM))
+    assert "now it learned without them. Give them again" in caplog.text
+    caplog.clear()
+    again.fit(images(*WARM))
+    assert not caplog.text
+    guard.remove_classes("pink")
+    assert "fit it again, with images of the new ones and with the outliers" in caplog.text
+
+
+def test_calibrating_on_the_outliers_of_the_fit_says_that_they_were_learned_from():
+    guard = Guard(WARM, "toy")
+    guard.fit(images(*WARM)[::2], outliers=images("blue"))
+    with pytest.raises(UsageError, match=r"among the OOD images.*the detector learned from them"):
+        guard.calibrate(images(*WARM)[1::2], ood=images("blue"))
+    with pytest.raises(UsageError, match=r"at least 20 ID and 20 OOD images.*the detector learned from them"):
+        guard.calibrate(images(*WARM)[1::2], ood=[*images("blue"), *images("green")[:9]])
+    learned = guard.calibrate(images(*WARM)[1::2], ood=images(*COLD))
+    assert not {id_ for id_, _ in images("blue")} & set(learned.unknown.ids)
+    assert any(note.startswith("OOD: ") and "the detector learned from them" in note for note in learned.notes())
+
+
 def test_no_outlier_left_is_an_error_that_says_why():
     known = images(*WARM)
     with pytest.raises(UsageError, match=r"no image to learn from among the outlier images.*among the ID images"):
@@ -246,7 +284,8 @@ def test_on_the_command_line_with_parameters_words_and_outliers(tmp_path):
         (("-d", "tip:alpha=2"), "no parameter alpha; it has base"),
         (("-d", "tip:base=mcm"), "base must be one of"),
         (("-d", "knn", "-n", "blue"), "uses no negatives"),
-        (("-d", "knn", "--outliers", "."), "outliers are for"),
+        (("-d", "knn", "--outliers", "."), "outliers are for outliers and for an ensemble with such a member"),
+        (("-d", "tip_neglabel", "-n", "none"), "needs negatives"),
     ],
 )
 def test_on_the_command_line_what_cannot_be_is_said(options, said, tmp_path):

@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch", reason="the extra `torch` is not installed"
 transformers = pytest.importorskip("transformers", "5", reason="tiny checkpoints are made with transformers 5")
 
 import checkpoints  # noqa: E402 (needs torch)
+from conftest import run, save_picture  # noqa: E402
 from test_huggingface import TEXTS, picture  # noqa: E402
 
-from outclass.encoders import torch_towers  # noqa: E402
+from outclass.encoders import huggingface, torch_towers  # noqa: E402
 from outclass.encoders.base import load_encoder  # noqa: E402
 from outclass.encoders.huggingface import HuggingFaceEncoder  # noqa: E402
 from outclass.errors import UsageError  # noqa: E402
@@ -133,3 +134,21 @@ def test_threads_may_share_an_encoder(folders: dict[str, Path]) -> None:
         for _ in range(10):
             for ours, theirs in zip(pool.map(lambda text: encoder.encode_texts([text]), TEXTS), expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_tuning_asks_for_the_device_that_there_is(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("cat", 1), ("dog", 2)):
+        save_picture(tmp_path / "images" / name / "0.png", tuple(np.asarray(picture(1, 1, seed))[0, 0].tolist()))
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface, "find_device", lambda device: asked.append(device) or "cpu")
+    call = ("tune", tmp_path / "images", "-e", folders["clip"], "--shots", 1, "--context", 2, "--epochs", 1)
+    for name, options in (("a", ()), ("b", ("--device", "cuda"))):
+        done = run(*call, *options, "-o", tmp_path / f"{name}.prompts")
+        assert done.exit_code == 0, done.output
+    assert asked == ["auto", "cuda"]
+    # And "auto" is cuda where torch has it.
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch_towers.find_device("auto") == "cuda"

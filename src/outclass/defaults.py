@@ -14,7 +14,12 @@ FALLBACK_DETECTOR = "max_logit"  # needs neither temperature nor other words, an
 LEARNING_DETECTOR = "mahalanobis"  # where images are at hand and nobody names one
 OUTLIER_DETECTOR = "outliers"  # where images of none of the classes are, too
 PUBLISHED_SHARE = 0.15  # of the vocabulary, NegLabel's
-GROUPED = ("neglabel", "csp")  # take groups, temperature and balanced as they suit the encoder
+GROUPED = ("neglabel", "csp")
+# What detectors take as it suits the encoder, where nobody sets it.
+FROM_ENCODER = {
+    **dict.fromkeys(GROUPED, ("groups", "temperature", "balanced")),
+    TipNegLabel.info.name: ("temperature",),
+}
 
 
 def choose_detector(detector: str | Detector | None, info: EncoderInfo, negatives: Any) -> Detector:
@@ -47,16 +52,13 @@ def _suited(name: str, params: dict[str, Any], info: EncoderInfo, own_words: boo
         members = read_members(params.get("members"))
         suited = [{"name": one, "params": _suited(one, of, info, own_words)} for one, of in members]
         return {**params, "members": suited}
-    fitting: dict[str, Any] = {"temperature": 1 / info.logit_scale}
-    if name == TipNegLabel.info.name and params.get("base") != "eoe":
-        if info.negative_labels:
-            fitting["temperature"] = info.negative_labels["temperature"]
-        return fitting | params
-    if name not in GROUPED:
+    own = FROM_ENCODER.get(name, ())
+    if not own or params.get("base") == "eoe":
         return params
+    fitting: dict[str, Any] = {"temperature": 1 / info.logit_scale}
     if info.negative_labels:
-        fitting = {one: info.negative_labels[one] for one in ("groups", "temperature", "balanced")}
-    if own_words:
+        fitting = {one: info.negative_labels[one] for one in own}
+    if own_words and name in GROUPED:
         fitting |= {"groups": 1, "balanced": True}  # a handful of words is one group, and each class weighs as much
     return fitting | params
 

@@ -18,7 +18,7 @@ from outclass.errors import NotReadyError, UsageError
 from outclass.images.loader import Reader
 from outclass.images.sources import open_source
 from outclass.judge import Evidence, Judge
-from outclass.known import Known, named
+from outclass.known import FITTED, Known, named
 from outclass.progress import track
 from outclass.words.negatives import WORDNET, Negatives, mine
 from outclass.words.pool import PackedVectors
@@ -31,6 +31,11 @@ DROPPED = (
 )
 
 ALIKE = "nearly the same image is among the ID images"
+SEEN = "the detector learned from them: what they say of it does not hold for others"
+NO_LONGER = (
+    "the detector %r had learned from outliers that it was given, which it does not remember: now it learned without "
+    "them. Give them again, outliers= or --outliers FOLDER, if they are to count"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Learned:
     def notes(self) -> list[str]:
         """What was left out and why, a sentence each."""
         said = self.known.notes() if self.known else []
-        said += [f"OOD: {note}" for note in (self.unknown.notes() if self.unknown else [])]
+        said += [f"OOD: {note}" for note in (self.unknown.notes(SEEN) if self.unknown else [])]
         said += [f"outliers: {note}" for note in (self.outliers.notes(ALIKE) if self.outliers else [])]
         if self.unseen:
             said.append(f"no image that was learned from is of {named(self.unseen)}: such images may be called OOD")
@@ -159,7 +164,7 @@ class Learner:
             able = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
             raise UsageError(
                 f"the detector {judge.detector.info.name!r} learns from ID images alone; outliers are for "
-                f"{', '.join(able)}, or leave them out"
+                f"{', '.join(able)} and for an ensemble with such a member, or leave them out"
             )
         judge = replace(judge, negatives=self._words(judge))
         known = self._known(images, progress)
@@ -172,6 +177,8 @@ class Learner:
             learned_from, held_out = known, None
         labels, by_folder = judge.labels(learned_from)
         judge = judge.with_images(learned_from, labels, self.encoder.info, others.vectors if others else None)
+        if others is None and judge.detector.takes_outliers and self.judge.detector.given_outliers:
+            log.warning(NO_LONGER, judge.detector.info.name)
         if held_out is not None:
             judge = judge.calibrate(Evidence.of(wanted, held_out, judge))
         if kept is not None:
@@ -252,7 +259,11 @@ class Learner:
         known = self._known(images, progress, score=True)
         other = None if ood is None else self._known(ood, progress, score=True, what="OOD")
         evidence = Evidence.of(wanted, known, self.judge, other)
-        judge = self.judge.calibrate(evidence, known.scores, other.scores if other else None)
+        try:
+            judge = self.judge.calibrate(evidence, known.scores, other.scores if other else None)
+        except UsageError as error:  # too few, it may be because some were left out
+            left_out = [*known.notes(), *(f"OOD: {note}" for note in (other.notes(SEEN) if other else []))]
+            raise UsageError("; ".join([str(error), *left_out])) from error
         if not keep_vectors or self._wants_patches:  # scores of patches cannot be made again from the vectors
             judge = replace(judge, evidence=None)
         return self._learned(judge, known=known, unknown=other)
@@ -320,7 +331,8 @@ class Learner:
         scorer = (lambda batch: judge.detector.score(batch.vectors, batch.patches)) if score else None
         known = Known.gather(batches, self.encoder.info.dim, scorer, apart)
         if not len(known.ids):
-            why = "; ".join(known.notes() if apart_from is None else known.notes(ALIKE)) or "there is none"
+            alike = ALIKE if apart_from is not None else SEEN if what == "OOD" else FITTED
+            why = "; ".join(known.notes(alike)) or "there is none"
             raise UsageError(f"no image to learn from among the {what} images: {why}. Expected a folder or a list")
         strange = known.strangers(judge.class_set.classes) if what == "ID" else {}
         if strange:

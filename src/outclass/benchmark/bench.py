@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from outclass.benchmark.contest import contestants
 from outclass.benchmark.sets import ImageSet, Machine, open_sets
-from outclass.detectors.base import split_names
+from outclass.detectors.base import all_detectors, split_names
 from outclass.errors import UsageError
 from outclass.images.sources import open_source
 from outclass.judge import Judge
@@ -91,6 +93,29 @@ class Bench:
         """
         learned_from = self.machine.gather(images, self.known.vectors)
         return learned_from, [f"to fit on: {note}" for note in learned_from.notes("they are tested")]
+
+    def outliers(self, images: Any, fitting: Known | None) -> tuple[Known, list[str]]:
+        """Images of none of the classes to learn from, none of which is nearly tested; and what became of the rest.
+
+        Args:
+            images: whatever ``scan`` takes.
+            fitting: other ID images that are fitted on, which are no outliers either; None = those that are tested.
+
+        Raises:
+            UsageError: no detector that runs takes outliers, or none is left.
+        """
+        if not any(judge.detector.takes_outliers for judge in self.judges.values()):
+            able = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
+            raise UsageError(
+                f"none of the detectors {', '.join(self.judges)} learns from outliers; {', '.join(able)} does, or an "
+                "ensemble with such a member: name one, or leave --outliers out"
+            )
+        apart = [one.vectors for one in self.sets] + ([fitting.vectors] if fitting else [])
+        given = self.machine.gather(images, np.concatenate(apart))
+        said = [f"outliers: {note}" for note in given.notes("they are tested or fitted on")]
+        if not len(given.ids):
+            raise UsageError(f"no image to learn from among the {'; '.join(said) or 'outliers: there is none'}")
+        return given, said
 
     def about(self) -> dict[str, Any]:
         """Encoder, words and detectors, as plain JSON."""

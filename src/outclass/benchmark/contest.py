@@ -131,6 +131,8 @@ class Field:
         unknown: OOD sets.
         fitting: other ID images to fit on, with their classes; None = cross-fitting.
         encoder: of all images.
+        outliers: (m, d) float32 unit rows of images of none of the classes, for the detectors that learn from such;
+            None without.
     """
 
     known: ImageSet
@@ -139,6 +141,7 @@ class Field:
     unknown: Sequence[ImageSet]
     fitting: tuple[Known, Labels] | None
     encoder: Encoder
+    outliers: Floats | None = None
 
     def parts(self, count: int) -> list[Labels]:
         """(n,) and (m,) part of each ID image and of each OOD image, fixed by its id; doubles stay together."""
@@ -160,8 +163,9 @@ def score_all(name: str, judge: Judge, on: Field) -> Scores:
     info, sets = on.encoder.info, (on.known, *on.unknown)
     if not judge.learns:
         return Scores.of(name, scored(name, judge.detector, sets), on.unknown, judge.threshold)
+    outliers = on.outliers if judge.detector.takes_outliers else None
     if on.fitting is not None:
-        fitted = judge.with_images(*on.fitting, info)
+        fitted = judge.with_images(*on.fitting, info, outliers)
         return Scores.of(name, scored(name, fitted.detector, sets), on.unknown, fitted.threshold)
     every = Known(on.known.ids, on.known.vectors)
     # What is nearly the same stays together: neither is scored by what learned from the other.
@@ -169,7 +173,7 @@ def score_all(name: str, judge: Judge, on: Field) -> Scores:
     all_scores, thresholds = [np.empty(len(one.ids), np.float32) for one in sets], set()
     for fold in range(FOLDS):
         rest = np.flatnonzero(parts[0] != fold)
-        fitted = judge.with_images(every.take(rest), on.labels[rest], info)
+        fitted = judge.with_images(every.take(rest), on.labels[rest], info, outliers)
         thresholds.add(fitted.threshold)
         for one, part, into in zip(sets, parts, all_scores, strict=True):
             into[part == fold] = fitted.detector.score(one.vectors[part == fold])

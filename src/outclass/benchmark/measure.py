@@ -159,6 +159,7 @@ def evaluate(
     classes: Any = None,
     folders: Mapping[str, str] | None = None,
     fit: Any = None,
+    outliers: Any = None,
     scores: Mapping[str, Any] | None = None,
     ensemble: str | Sequence[str] = (),
     encoder: str | Encoder = "lite",
@@ -184,6 +185,8 @@ def evaluate(
         classes: the known names, whatever a guard takes; None = the sub-folders of ``id``.
         folders: sub-folder of ``id`` -> class name, where they are called otherwise.
         fit: ID images to fit on instead of cross-fitting; those that are nearly among ``id`` are left out.
+        outliers: images of none of the classes, whatever ``scan`` takes, for the detectors that learn from such, too;
+            those that are nearly the same as an image that is tested or fitted on are left out.
         scores: name -> a CSV with the columns ``id`` and ``ood_score``, or a mapping of ids to scores, of every image:
             one's own, which take part as a detector does; for the ids see ``match_own``.
         ensemble: two or more detectors or own scores to add up in the row ``ensemble``, each on the scale that the
@@ -197,8 +200,8 @@ def evaluate(
         progress: show progress bars on stderr.
 
     Raises:
-        UsageError: no images, no class names, an unknown detector, none that can run, own scores that do not fit the
-            images, or a member of the ensemble that is not there.
+        UsageError: no images, no class names, an unknown detector, none that can run, outliers for detectors that take
+            none, own scores that do not fit the images, or a member of the ensemble that is not there.
     """
     rate = check_share(false_alarm_rate, "false_alarm_rate")
     machine = Machine.start(encoder_for(classes, encoder), device, threads, batch_size, max_pixels, progress)
@@ -227,6 +230,10 @@ def evaluate(
         learned_from, said = bench.to_fit_on(fit)
         remarks += said
         fitting = learned_from, learner.labels(learned_from, folders)[0]
+    others = None
+    if outliers is not None:
+        others, said = bench.outliers(outliers, fitting[0] if fitting else None)
+        remarks += said
     lead = leaders(known.ids, known.vectors)
     half = halve(lead)
     if repeated := int((lead != np.arange(len(lead))).sum()):
@@ -240,7 +247,9 @@ def evaluate(
             f"the false-alarm rate {rate:g} takes {images_needed(rate):,} images in either half of the {len(half):,} "
             "ID images, so nothing is said of calibrated thresholds"
         )
-    field_ = Field(known, np.where(labels < 0, predicted, labels), lead, unknown, fitting, machine.encoder)
+    shown = np.where(labels < 0, predicted, labels)
+    given_outliers = others.vectors if others else None
+    field_ = Field(known, shown, lead, unknown, fitting, machine.encoder, given_outliers)
     found: dict[str, Scores] = {}
     for name, judge in judges.items():
         try:
@@ -276,6 +285,7 @@ def evaluate(
             "fitted_on": (
                 f"{len(fitting[0].ids)} other images" if fitting else f"the ID images, {FOLDS}-fold cross-fitted"
             ),
+            "outliers": len(others.ids) if others else 0,
             "own_scores": sources(scores or {}),
             "ensemble": members,
         },

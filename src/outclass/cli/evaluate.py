@@ -50,6 +50,13 @@ def evaluate(
             help="ID images to fit on, for detectors that learn; default: cross-fitted on --id.", rich_help_panel=DATA
         ),
     ] = None,
+    outliers: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of none of your classes, and of none that is tested, for detectors that learn from such, too.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     seen: Annotated[
         list[str] | None,
         typer.Option(
@@ -154,8 +161,8 @@ def evaluate(
         raise UsageError("give the images of your classes and others: --id my_pets --ood others")
     if seeds is not None and few_shot is None:
         raise UsageError("--seeds is how many draws of images --few-shot makes: give --few-shot 1,2,4,8 too")
-    if few_shot is not None and (protocol or show or ensemble):
-        asked = "--protocol" if protocol else "--show" if show else "--ensemble"
+    apart = {"--protocol": protocol, "--show": show, "--ensemble": ensemble, "--outliers": outliers}
+    if few_shot is not None and (asked := next((name for name, value in apart.items() if value), None)):
         raise UsageError(f"{asked} has no part in a few-shot evaluation: leave it out, or leave out --few-shot")
     own = own_scores(scores or [])
     check_show(show, detectors, [*own, *(["ensemble"] if ensemble else [])])
@@ -206,6 +213,7 @@ def evaluate(
         classes=names,
         folders=folders,
         ensemble=ensemble or (),
+        outliers=outliers,
         false_alarm_rate=false_alarm_rate,
         **common,
     )

@@ -58,8 +58,8 @@ def fit(
         typer.Option(
             "--detector",
             "-d",
-            help="One that learns from images: mahalanobis (default), knn, tip_neglabel ...; with parameters "
-            "knn:k=5. See [bold]outclass detectors[/].",
+            help="One that learns from images: mahalanobis (default; with --outliers: outliers), knn, tip_neglabel "
+            "...; with parameters knn:k=5. See [bold]outclass detectors[/].",
             rich_help_panel=options.MODEL,
         ),
     ] = None,

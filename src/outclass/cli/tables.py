@@ -35,12 +35,17 @@ def detectors(
       outclass detectors neglabel
     """
     from outclass.cli.show import say
+    from outclass.defaults import FROM_ENCODER
     from outclass.detectors.base import all_detectors, make_detector
 
     if name is not None:
         detector = make_detector(name)
         info = detector.info
-        params = ", ".join(f"{key} = {value}" for key, value in detector.params.items())
+        suited = FROM_ENCODER.get(name, ())
+        params = ", ".join(
+            f"{key} = {f'what suits the encoder ({value} by itself)' if key in suited else value}"
+            for key, value in detector.params.items()
+        )
         rows = [
             ("title", info.title),
             ("what", _plain(inspect.getdoc(type(detector)) or "")),
@@ -114,12 +119,12 @@ def _plain(docstring: str) -> str:
     return "\n\n".join(said)
 
 
-def _fitted(detector: Detector, classes: int) -> Detector | None:
-    """The detector with some classes, to be asked about them; None where it learns from images."""
+def _fitted(detector: Detector, classes: int) -> Detector:
+    """The detector with some classes, to be asked about them; as it is where it learns from images."""
     from outclass.detectors.base import Context
 
-    if "id_vectors" in detector.info.needs:
-        return None
+    if detector.learns:
+        return detector
     texts = np.eye(classes, classes + 1, dtype=np.float32)
     other = np.eye(classes + 1, dtype=np.float32)[-1:]
     return detector.fit(Context(texts, tuple(map(str, range(classes))), negatives=other))
@@ -127,17 +132,19 @@ def _fitted(detector: Detector, classes: int) -> Detector | None:
 
 def _reach(detector: Detector) -> str:
     """The range of its score."""
+    from outclass.errors import NotReadyError
+
     fitted = _fitted(detector, 3)
-    if fitted is None:
+    try:
+        low, high = fitted.score_range()
+    except NotReadyError:
         return "a range that depends on the images it learned from"
-    low, high = fitted.score_range()
     reason = fitted.range_reason()
     return f"[{low:.6g}, {high:.6g}] with 3 classes" + (f": {reason}" if reason else "")
 
 
 def _natural(detector: Detector) -> str:
-    fitted = _fitted(detector, 3)
-    value = None if fitted is None else fitted.natural_threshold()
+    value = _fitted(detector, 3).natural_threshold()
     return "none: calibrate one (outclass calibrate)" if value is None else f"{value:g}"
 
 

@@ -122,6 +122,11 @@ class Detector:
         """Whether it learns from images of none of the classes, too, where they are given."""
         return self.info.takes_outliers
 
+    @property
+    def given_outliers(self) -> bool:
+        """Whether it has learned from such images that it was given."""
+        return False
+
     def unfitted(self) -> Self:
         """Another detector of the same kind and parameters, not fitted."""
         return type(self)(**self.params)

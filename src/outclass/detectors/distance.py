@@ -47,7 +47,7 @@ class ImageDetector(Detector):
         super().fit(context)
         vectors = check_vectors(context.id_vectors, "id_vectors", dim=self._fitted().shape[1])
         self._check_number(len(vectors))
-        labels = None if context.id_labels is None else _check_labels(context.id_labels, len(vectors), context.names)
+        labels = None if context.id_labels is None else check_labels(context.id_labels, len(vectors), context.names)
         self._learn(vectors, labels)
         return self
 
@@ -159,7 +159,7 @@ class Blocks:
             labelled.add(labels is not None)
             if len(labelled) > 1:
                 raise UsageError("some blocks of images have labels and others have none: give all of them, or none")
-            yield vectors, None if labels is None else _check_labels(labels, len(vectors), self.names)
+            yield vectors, None if labels is None else check_labels(labels, len(vectors), self.names)
 
     def first_and_number(self) -> tuple[Floats, int]:
         """The first block's vectors, (0, d) without any, and how many images there are."""
@@ -293,7 +293,17 @@ def shrunk(spread: npt.NDArray[np.float64], fourth: float, n: int, shrinkage: Sh
     return result
 
 
-def _check_labels(labels: Any, n: int, names: tuple[str, ...]) -> Labels:
+def check_labels(labels: Any, n: int, names: tuple[str, ...]) -> Labels:
+    """Classes of images as they were given, or an error that says what they are instead.
+
+    Args:
+        labels: what should be (n,) whole numbers.
+        n: known images.
+        names: the classes.
+
+    Raises:
+        UsageError: another shape or dtype, or a number that is no class.
+    """
     array = np.asarray(labels)
     if not (
         array.shape == (n,) and array.dtype.kind in "iu" and (not n or 0 <= array.min() <= array.max() < len(names))

@@ -25,7 +25,8 @@ from outclass.detectors.base import (
     read_name,
     register,
 )
-from outclass.detectors.distance import HINT
+from outclass.detectors.distance import HINT, check_labels
+from outclass.detectors.folds import FOLDS, by_appearance, by_content, folds
 from outclass.detectors.logits import Array
 from outclass.errors import UsageError
 
@@ -33,8 +34,7 @@ from outclass.errors import UsageError
 # sets, the bundled encoder, two draws of 4 images a class) mean AUROC 0.904, its members 0.895 and less; with 12 images
 # 0.916 and 0.912. Others in place of max_logit or beside it gained at most 0.001 with 4 images; with 12, a probe 0.009.
 MEMBERS = ("max_logit", "mahalanobis")
-FOLDS = 5
-FEWEST = 4  # images: two to learn from and two to standardise on
+FEWEST = 4  # images: fewer give no scale to speak of
 ALIKE = 1e-6  # scores that differ by less, next to their size, differ by the rounding of float32
 
 
@@ -128,7 +128,8 @@ class Ensemble(Detector):
     """Sum of several detectors' scores, each standardised by the mean and the spread of known images' scores.
 
     A member that learns from images is fitted on all of them, and standardised by the scores that it gave to each fold
-    of them while it had learned from the others: no image counts that it had seen. What stands for everything outside
+    of them while it had learned from the others: no image counts that it had seen, nor one whose class it had not,
+    unless all are of that kind. What stands for everything outside
     the classes is one list of words for all members that use such words.
 
     Args:
@@ -170,11 +171,17 @@ class Ensemble(Detector):
         """Whether a member does."""
         return any(one.takes_outliers for one in self.members)
 
+    @property
+    def given_outliers(self) -> bool:
+        """Whether a member has learned from such."""
+        return any(one.given_outliers for one in self.members)
+
     def fit(self, context: Context) -> Self:
         """Fit the members and find their scales.
 
         Raises:
-            UsageError: a member cannot be fitted with this, or fewer than four images of the known classes.
+            UsageError: a member cannot be fitted with this, or on the share of it that is left beside a fold, or fewer
+                than four images of the known classes.
         """
         super().fit(context)
         vectors = np.asarray(context.id_vectors, np.float32)
@@ -183,20 +190,43 @@ class Ensemble(Detector):
                 f"the detector {self.info.name!r} finds the scales of its members on images of the known classes and "
                 f"was given {len(vectors)}: give {FEWEST} and more, better some twenty of each class"
             )
-        fold = np.arange(len(vectors)) % min(FOLDS, len(vectors) // 2)
-        scores = np.empty((len(self.members), len(vectors)))
-        for at, member in enumerate(self.members):
-            if not member.learns:
-                scores[at] = member.fit(context).score(vectors)
-                continue
-            for part in np.unique(fold):
-                rest = np.flatnonzero(fold != part)
-                labels = None if context.id_labels is None else np.asarray(context.id_labels)[rest]
-                seen = replace(context, id_vectors=vectors[rest], id_labels=labels)
-                scores[at, fold == part] = member.unfitted().fit(seen).score(vectors[fold == part])
-            member.fit(context)
-        self.standards = tuple(Standard.of(row) for row in scores)
+        n, labels = len(vectors), context.id_labels
+        kinds = np.zeros(n, np.intp) if labels is None else check_labels(labels, n, context.names)
+        order = by_content(vectors)
+        shown = np.empty(n, np.intp)
+        shown[order] = by_appearance(kinds[order])
+        fold = folds(shown, order, min(FOLDS, n))
+        # An image whose class no other fold shows is a stranger to it, and no example of a known image.
+        lies_in = np.zeros((shown.max() + 1, FOLDS), bool)
+        lies_in[shown, fold] = True
+        counts = (lies_in.sum(axis=1) > 1)[shown]
+        if not counts.any():
+            counts[:] = True
+        self.standards = tuple(self._scale(member, context, fold, counts) for member in self.members)
         return self
+
+    def _scale(
+        self, member: Detector, context: Context, fold: npt.NDArray[np.intp], counts: npt.NDArray[np.bool_]
+    ) -> Standard:
+        """Fit a member, and find its scale on the images that count."""
+        vectors = np.asarray(context.id_vectors, np.float32)
+        member.fit(context)
+        if not member.learns:
+            return Standard.of(member.score(vectors))
+        scores = np.empty(len(vectors))
+        for part in np.unique(fold):
+            rest = np.flatnonzero(fold != part)
+            labels = None if context.id_labels is None else np.asarray(context.id_labels)[rest]
+            seen = replace(context, id_vectors=vectors[rest], id_labels=labels)
+            try:
+                scores[fold == part] = member.unfitted().fit(seen).score(vectors[fold == part])
+            except UsageError as error:
+                raise UsageError(
+                    f"the ensemble was given {len(vectors)} images, too few for its member {member.info.name!r}, which "
+                    f"learns from {len(rest)} of them at a time to find its scale on the rest: give at least a quarter "
+                    f"more than it needs alone. It says: {error}"
+                ) from error
+        return Standard.of(scores[counts])
 
     def _score(self, vectors: Floats) -> Array:
         parts = [scale.apply(one.score(vectors)) for one, scale in zip(self.members, self.standards, strict=True)]

@@ -27,6 +27,7 @@ HINT = (
     "use --negatives wordnet, or name some, --negatives 'unknown object,landscape'; without such words use --detector "
     "max_logit"
 )
+WITHOUT = "the detector {!r} needs negatives: words that are none of the classes; " + HINT
 
 
 class _Negatives(Detector):
@@ -38,9 +39,7 @@ class _Negatives(Detector):
     def fit(self, context: Context) -> Self:
         super().fit(context)
         if context.negatives is None or not len(context.negatives):
-            raise UsageError(
-                f"the detector {self.info.name!r} needs negatives: words that are none of the classes; {HINT}"
-            )
+            raise UsageError(WITHOUT.format(self.info.name))
         self.negatives = check_vectors(context.negatives, "negatives", dim=self._fitted().shape[1])
         return self
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, register
 from outclass.detectors.distance import HINT, KNN, ImageDetector, Labels
+from outclass.detectors.folds import FOLDS, by_appearance, folds
 from outclass.detectors.logits import Array, MaxLogit
 from outclass.detectors.mahalanobis import Mahalanobis
 from outclass.detectors.neighbours import nearest
@@ -27,7 +28,6 @@ log = logging.getLogger("outclass")
 Exact: TypeAlias = npt.NDArray[np.float64]
 Synthesis = Literal["npos", "vos", "none"]
 
-FOLDS = 5  # known images are measured by what the other four fifths say: a distance to itself says nothing
 FEWEST = 10  # images, known or outliers, that folds are made of
 NEAREST = 5  # which given outlier an image's distance to them is measured to
 MOST = 1000  # known images that outliers are made up from, a fold; and outliers made up
@@ -73,6 +73,7 @@ class Outliers(ImageDetector):
         "nearest class, o_(5) = 5th nearest given outlier; a, b, c >= 0 by logistic regression against outliers",
         needs=frozenset({"id_vectors"}),
         takes_outliers=True,
+        classwise=True,
         hint=HINT,
     )
     parts: tuple[Detector, ...]  # what measures the distances
@@ -90,6 +91,10 @@ class Outliers(ImageDetector):
     @property
     def params(self) -> dict[str, Any]:
         return {"synthesis": self.synthesis, "noise": self.noise, "seed": self.seed}
+
+    @property
+    def given_outliers(self) -> bool:
+        return self.text is not None and len(self.parts) > 2
 
     def fit(self, context: Context) -> Self:
         """Learn from ``context.id_vectors`` and, where there are any, ``context.outlier_vectors``.
@@ -121,9 +126,11 @@ class Outliers(ImageDetector):
 
     def _learn(self, vectors: Floats, labels: Labels | None) -> None:
         chance = np.random.default_rng(self.seed)
-        shown = np.zeros(len(vectors), np.intp) if labels is None else _by_appearance(labels)
+        shown = np.zeros(len(vectors), np.intp) if labels is None else by_appearance(labels)
         given = vectors[:0] if self._given is None else self._given
-        known_fold, given_fold = _folds(shown, chance), _folds(np.zeros(len(given), np.intp), chance)
+        # Known images are measured by what the other four fifths say: a distance to itself says nothing.
+        known_fold = folds(shown, chance.permutation(len(shown)))
+        given_fold = folds(np.zeros(len(given), np.intp), chance.permutation(len(given)))
         rows: list[Exact] = []
         kinds: list[npt.NDArray[np.intp]] = []  # 0 known, 1 given, 2 made up
         for fold in range(FOLDS):
@@ -309,21 +316,6 @@ def _logistic(rows: Exact, side: Exact, share: Exact) -> tuple[Exact, float]:
             break
         weights, loss = weights - step, after
     return weights, loss
-
-
-def _by_appearance(labels: Labels) -> Labels:
-    """Classes by when they first come, so that nothing depends on the order of their names."""
-    _, first, rows = np.unique(labels, return_index=True, return_inverse=True)
-    return np.asarray(np.argsort(np.argsort(first))[rows], np.intp)
-
-
-def _folds(shown: Labels, chance: np.random.Generator) -> npt.NDArray[np.intp]:
-    """(n,) classes of images -> (n,) 0 to ``FOLDS`` - 1, images of one class as far as can be in different ones."""
-    order = chance.permutation(len(shown))
-    order = order[np.argsort(shown[order], kind="stable")]
-    fold = np.empty(len(shown), np.intp)
-    fold[order] = np.arange(len(shown)) % FOLDS
-    return fold
 
 
 def _apart(images: Floats, known: Floats, neighbour: int) -> Exact:

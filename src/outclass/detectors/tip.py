@@ -185,7 +185,8 @@ class TipNegLabel(_Cached):
         strength: A, in logits: what an image gets that is as near to the images of a class as they are to each other.
         sharpness: e-folds by which an image of another class weighs less than one of the same.
         groups, balanced: as of the base detector.
-        temperature: as of the base detector; None = its own.
+        temperature: as of the base detector; None = its own. A guard sets the one that suits its encoder where this is
+            not set and the base is not ``eoe``.
     """
 
     info = DetectorInfo(
@@ -237,7 +238,6 @@ class TipNegLabel(_Cached):
         )
 
     def score_range(self) -> tuple[float, float]:
-        self._fitted()
         return self.inner.score_range()
 
     def natural_threshold(self) -> float | None:
