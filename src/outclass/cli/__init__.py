@@ -59,11 +59,11 @@ def outclass(
     listen(logging.WARNING)
 
 
-app.command("eval")(evaluate)
 for command in (
-    scan, classify, explain, demo, fit, calibrate, index, search, tune, synthesize, export, detectors, encoders, doctor,
+    demo, scan, classify, explain, fit, calibrate, evaluate, index, search, tune, synthesize, export, detectors,
+    encoders, doctor,
 ):  # fmt: skip
-    app.command()(command)
+    app.command("eval" if command is evaluate else None)(command)
 
 
 def main() -> None:
