@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,19 @@ from outclass.errors import OutclassError, UsageError
 
 # What goes wrong with the file itself, not with what its writer reads: a full disk, a limit, a folder of that name.
 OURS = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM}
+
+
+def write_texts(folder: str | os.PathLike[str], texts: Mapping[str, str]) -> list[Path]:
+    """Write files of a folder, name -> text; their paths.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+    """
+    paths = [Path(folder) / name for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        with write(path) as file:
+            file.write(text)
+    return paths
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from outclass import stored
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.threshold import Threshold
-from outclass.detectors.base import Context, Detector, all_detectors, make_detector
+from outclass.detectors.base import Context, Detector, all_detectors, below, make_detector, under
 from outclass.encoders.base import EncoderInfo, Vectors
 from outclass.errors import MismatchError, NotReadyError
 from outclass.known import SAME, Known, nearest
@@ -243,7 +243,7 @@ class Judge:
                 {"wanted": asdict(self.evidence.wanted), "names": list(self.evidence.names)} if self.evidence else None
             ),
         }
-        all_arrays: Arrays = {"classes": self.class_set.vectors, **_under("calibrated", arrays)}
+        all_arrays: Arrays = {"classes": self.class_set.vectors, **under("calibrated", arrays)}
         if self.class_set.context is not None:
             all_arrays["classes.context"] = self.class_set.context
         all_arrays |= self.negatives.to_arrays() if self.negatives else {}
@@ -255,7 +255,7 @@ class Judge:
         if self.fitted:
             all_arrays |= {"fitted.codes": self.fitted.codes, "fitted.scales": self.fitted.scales}
             if self.learns:  # what is learned from words alone is made again from the words
-                all_arrays |= _under("detector", self.detector.state())
+                all_arrays |= under("detector", self.detector.state())
         stored.save(path, "guard", about, all_arrays)
 
     @classmethod
@@ -290,7 +290,7 @@ class Judge:
                 fitted = PackedVectors(arrays["fitted.codes"], arrays["fitted.scales"])
                 if detector.learns:
                     kind = all_detectors()[about["detector"]["name"]]
-                    detector = kind.from_state(about["detector"]["params"], _below("detector", arrays))
+                    detector = kind.from_state(about["detector"]["params"], below("detector", arrays))
             if threshold:
                 threshold["by_class"] = threshold["by_class"] and tuple(threshold["by_class"])
             judge = cls(
@@ -298,7 +298,7 @@ class Judge:
                 Negatives.restore(**negatives, arrays=arrays) if negatives else None,
                 detector,
                 Threshold(**threshold) if threshold else None,
-                about["calibrated"] and Calibrated.restore(about["calibrated"], _below("calibrated", arrays)),
+                about["calibrated"] and Calibrated.restore(about["calibrated"], below("calibrated", arrays)),
                 evidence,
                 fitted,
             )
@@ -331,12 +331,3 @@ def context(class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo)
     if negatives is None:
         return about
     return replace(about, negatives=negatives.vectors, group_permutation=negatives.group_permutation())
-
-
-def _under(prefix: str, arrays: Arrays) -> Arrays:
-    return {f"{prefix}.{name}": array for name, array in arrays.items()}
-
-
-def _below(prefix: str, arrays: Arrays) -> Arrays:
-    start = prefix + "."
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

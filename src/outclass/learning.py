@@ -11,7 +11,7 @@ from outclass.decide.calibration import images_needed
 from outclass.decide.supervised import FIXED_SHARE, Goal
 from outclass.decide.threshold import Threshold, check_reachable
 from outclass.defaults import LEARNING_DETECTOR, OUTLIER_DETECTOR, choose_detector, mining
-from outclass.detectors.base import Detector, all_detectors
+from outclass.detectors.base import Detector, taking_outliers
 from outclass.encoders.base import Encoder, Vectors
 from outclass.encoders.stream import encode_stream
 from outclass.errors import NotReadyError, UsageError
@@ -161,10 +161,9 @@ class Learner:
                 f"{LEARNING_DETECTOR} or knn (`outclass detectors`), or calibrate this one: guard.calibrate(images)"
             )
         if outliers is not None and not judge.detector.takes_outliers:
-            able = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
             raise UsageError(
                 f"the detector {judge.detector.info.name!r} learns from ID images alone; outliers are for "
-                f"{', '.join(able)} and for an ensemble with such a member, or leave them out"
+                f"{', '.join(taking_outliers())} and for an ensemble with such a member, or leave them out"
             )
         judge = replace(judge, negatives=self._words(judge))
         known = self._known(images, progress)

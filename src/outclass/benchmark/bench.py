@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from outclass.benchmark.contest import contestants
-from outclass.benchmark.sets import ImageSet, Machine, open_sets
-from outclass.detectors.base import all_detectors, split_names
+from outclass.benchmark.sets import ImageSet, Machine, failures, open_sets
+from outclass.detectors.base import split_names, taking_outliers
 from outclass.errors import UsageError
 from outclass.images.sources import open_source
 from outclass.judge import Judge
@@ -105,10 +105,9 @@ class Bench:
             UsageError: no detector that runs takes outliers, or none is left.
         """
         if not any(judge.detector.takes_outliers for judge in self.judges.values()):
-            able = [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
             raise UsageError(
-                f"none of the detectors {', '.join(self.judges)} learns from outliers; {', '.join(able)} does, or an "
-                "ensemble with such a member: name one, or leave --outliers out"
+                f"none of the detectors {', '.join(self.judges)} learns from outliers; {', '.join(taking_outliers())} "
+                "does, or an ensemble with such a member: name one, or leave --outliers out"
             )
         apart = [one.vectors for one in self.sets] + ([fitting.vectors] if fitting else [])
         given = self.machine.gather(images, np.concatenate(apart))
@@ -134,7 +133,7 @@ class Bench:
 
     def failed(self) -> dict[str, dict[str, str]]:
         """Set -> image -> why it could not be read."""
-        return {one.name: dict(one.failed) for one in self.sets if one.failed}
+        return failures(self.sets)
 
 
 def said_of_few(sizes: Mapping[str, int]) -> list[str]:

@@ -88,11 +88,7 @@ class FewShot:
             "few_shot.json": json.dumps({**(summary or {}), **self.to_dict()}, indent=2, ensure_ascii=False) + "\n",
             "few_shot.html": page.render(),
         }
-        paths = [Path(folder) / name for name in texts]
-        for path, text in zip(paths, texts.values(), strict=True):
-            with atomic.write(path) as file:
-                file.write(text)
-        return paths + page.save_plots(Path(folder) / "plots")
+        return atomic.write_texts(folder, texts) + page.save_plots(Path(folder) / "plots")
 
     def to_pandas(self) -> Any:
         """The rows as a ``pandas.DataFrame``."""

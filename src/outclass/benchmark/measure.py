@@ -17,7 +17,7 @@ from outclass import atomic
 from outclass.benchmark.bench import Bench, listed, said_of_few
 from outclass.benchmark.contest import ENSEMBLE, FOLDS, Field, Scores, added, halve, is_all, rows_of, score_all
 from outclass.benchmark.own_scores import match_own, read_own, sources
-from outclass.benchmark.sets import ImageSet, Machine
+from outclass.benchmark.sets import ImageSet, Machine, failures
 from outclass.benchmark.table import Row, cells, legend, to_csv, to_markdown, with_means
 from outclass.decide.bootstrap import Difference, paired_bootstrap
 from outclass.decide.calibration import images_needed
@@ -76,7 +76,7 @@ class Evaluation:
     @property
     def failed(self) -> dict[str, dict[str, str]]:
         """Set -> image -> why it could not be read."""
-        return {one.name: dict(one.failed) for one in (self.known, *self.unknown) if one.failed}
+        return failures((self.known, *self.unknown))
 
     def compare(self, first: str, second: str) -> Difference:
         """AUROC of one detector minus that of another on all OOD images together, by a paired bootstrap."""
@@ -123,11 +123,7 @@ class Evaluation:
             "eval.json": json.dumps({**(summary or {}), **self.to_dict()}, indent=2, ensure_ascii=False) + "\n",
             "eval.html": page.render(),
         }
-        paths = [Path(folder) / name for name in texts]
-        for path, text in zip(paths, texts.values(), strict=True):
-            with atomic.write(path) as file:
-                file.write(text)
-        return paths + page.save_plots(Path(folder) / "plots")
+        return atomic.write_texts(folder, texts) + page.save_plots(Path(folder) / "plots")
 
     def to_pandas(self) -> Any:
         """The rows as a ``pandas.DataFrame``."""

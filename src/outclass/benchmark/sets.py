@@ -122,6 +122,11 @@ class Machine:
         return track(batches, source.count(), what, lambda batch: len(batch.ids)) if self.progress else batches
 
 
+def failures(sets: Iterable[ImageSet]) -> dict[str, dict[str, str]]:
+    """Set -> image -> why it could not be read; sets without such an image are left out."""
+    return {one.name: dict(one.failed) for one in sets if one.failed}
+
+
 def open_sets(id: Any, ood: Any) -> tuple[str, list[tuple[str, Source]]]:
     """Name of the ID set, and name and source of each OOD set; no two names are the same, and none is ``mean``.
 

@@ -15,6 +15,7 @@ import json
 import math
 import pkgutil
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -288,6 +289,17 @@ def check_patches(patches: Any, vectors: Floats) -> Floats:
     return array
 
 
+def under(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Arrays with a prefix to their names, so that those of several detectors can be stored together."""
+    return {f"{prefix}.{name}": array for name, array in arrays.items()}
+
+
+def below(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Those of the arrays that ``under`` gave this prefix, without it."""
+    start = prefix + "."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+
 D = TypeVar("D", bound=type[Detector])
 _REGISTRY: dict[str, type[Detector]] = {}
 
@@ -311,6 +323,11 @@ def all_detectors() -> dict[str, type[Detector]]:
     """Every detector by name, in the order of the names."""
     _import_all()
     return dict(sorted(_REGISTRY.items()))
+
+
+def taking_outliers() -> list[str]:
+    """Names of the detectors that learn from given outliers, too."""
+    return [name for name, kind in all_detectors().items() if kind.info.takes_outliers]
 
 
 def make_detector(name: str, **params: Any) -> Detector:

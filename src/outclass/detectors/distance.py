@@ -255,12 +255,6 @@ def squared_distances(rows: Array, others: Array) -> Array:
     return np.maximum(squared, 0, out=squared)
 
 
-def covariance(centred: npt.NDArray[np.float64], shrinkage: Shrinkage) -> npt.NDArray[np.float64]:
-    """(n, d) rows around their mean -> (d, d) covariance, shrunk."""
-    lengths = np.einsum("nd,nd->n", centred, centred)
-    return shrunk(centred.T @ centred / len(centred), float(np.mean(lengths**2)), len(centred), shrinkage)
-
-
 def shrunk(spread: npt.NDArray[np.float64], fourth: float, n: int, shrinkage: Shrinkage) -> npt.NDArray[np.float64]:
     """Draw a covariance towards the multiple of the identity that has the same trace.
 

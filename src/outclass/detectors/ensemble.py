@@ -21,9 +21,11 @@ from outclass.detectors.base import (
     Floats,
     Need,
     all_detectors,
+    below,
     make_detector,
     read_name,
     register,
+    under,
 )
 from outclass.detectors.distance import HINT, check_labels
 from outclass.detectors.folds import FOLDS, by_appearance, by_content, folds
@@ -240,8 +242,10 @@ class Ensemble(Detector):
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         scales = np.array([[one.mean, one.deviation] for one in self.standards])
-        members = {f"{at}.{name}": array for at, one in enumerate(self.members) for name, array in one.state().items()}
-        return {**super().state(), "scales": scales, **members}
+        state = {**super().state(), "scales": scales}
+        for at, one in enumerate(self.members):
+            state |= under(str(at), one.state())
+        return state
 
     @classmethod
     def from_state(cls, params: dict[str, Any], state: dict[str, npt.NDArray[Any]]) -> Self:
@@ -249,9 +253,7 @@ class Ensemble(Detector):
         kinds = all_detectors()
         members = []
         for at, one in enumerate(detector.members):
-            start = f"{at}."
-            of = {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
-            members.append(kinds[one.info.name].from_state(one.params, of))
+            members.append(kinds[one.info.name].from_state(one.params, below(str(at), state)))
         detector.members = tuple(members)
         detector.standards = tuple(Standard(mean, deviation) for mean, deviation in state["scales"].tolist())
         return detector

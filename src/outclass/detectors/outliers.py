@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, register
+from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, below, register, under
 from outclass.detectors.distance import HINT, KNN, ImageDetector, Labels
 from outclass.detectors.folds import FOLDS, by_appearance, folds
 from outclass.detectors.logits import Array, MaxLogit
@@ -183,14 +183,11 @@ class Outliers(ImageDetector):
         return float(weights @ low[:n] + added), float(weights @ high[:n] + added)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        text, weights = self._fitted(), self.weights
-        learned = {
-            f"{part.info.name}.{name}": array
-            for part in self.parts
-            for name, array in part.state().items()
-            if name != "text"
-        }
-        return {"text": text, "weights": weights, **learned}
+        state: dict[str, npt.NDArray[Any]] = {"text": self._fitted(), "weights": self.weights}
+        for part in self.parts:
+            own = {name: array for name, array in part.state().items() if name != "text"}
+            state |= under(part.info.name, own)
+        return state
 
     @classmethod
     def from_state(cls, params: dict[str, Any], state: dict[str, npt.NDArray[Any]]) -> Self:
@@ -199,9 +196,7 @@ class Outliers(ImageDetector):
         kinds: tuple[type[Detector], ...] = (Mahalanobis, MaxLogit, KNN)
         parts = []
         for kind in kinds[: len(detector.weights) - 1]:
-            start = kind.info.name + "."
-            learned = {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
-            parts.append(kind.from_state({}, {"text": detector.text, **learned}))
+            parts.append(kind.from_state({}, {"text": detector.text, **below(kind.info.name, state)}))
         detector.parts = tuple(parts)
         return detector
 

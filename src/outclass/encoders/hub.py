@@ -185,14 +185,19 @@ def weights_hash(folder: Path, config: Any) -> str:
     """Hash of the weight files, and of what the same weights can be run with: activation, heads, epsilon."""
     maker: list[Any] = []
     for file in weight_files(folder):
-        digest = file.resolve().name  # in the hub's cache a large file is a link to a blob named by its hash
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        maker.append(digest)
+        maker.append(file_hash(file))
     for key in ("hidden_act", "num_attention_heads", "layer_norm_eps"):
         maker += [getattr(tower, key, None) for tower in (config.vision_config, config.text_config)]
     return hashlib.sha256(json.dumps(maker).encode()).hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file; in the hub's cache a large one is a link to a blob that is named by it, and is not read."""
+    digest = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", digest):
+        return digest
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def reason(error: Exception) -> str:

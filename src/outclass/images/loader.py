@@ -87,6 +87,14 @@ class Reader:
             size = max(1, round(box[2] * scale)), max(1, round(box[3] * scale))
             return to_pixels(image, self.how), image.resize(size, Image.Resampling.LANCZOS, box=box)
 
+    def of(self, item: Item) -> npt.NDArray[np.uint8]:
+        """(size, size, 3) uint8 of one image of a source.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self.one(item.source)
+
     def chunk(self, items: Sequence[Item]) -> Loaded:
         """Several images; one that cannot be read leaves its reason in ``errors``."""
         size = self.how.size
@@ -94,7 +102,7 @@ class Reader:
         errors: list[str | None] = []
         for item in items:
             try:
-                pixels[errors.count(None)] = self.one(item.source)
+                pixels[errors.count(None)] = self.of(item)
                 errors.append(None)
             except ImageError as error:
                 errors.append(str(error))

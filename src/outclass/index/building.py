@@ -16,18 +16,19 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from outclass.encoders.base import Encoder, Vectors, load_encoder
 from outclass.encoders.stream import encode_stream
 from outclass.errors import ImageError, UsageError
 from outclass.images.decode import LENT, MAX_PIXELS, ImageLike, PixelBudget, Stored, open_regular, rgb
-from outclass.images.loader import Loaded, Reader
+from outclass.images.loader import Reader
 from outclass.images.preprocess import to_pixels
 from outclass.images.sources import FPS, Item, Source, open_source
 from outclass.index.table import Index, is_index
@@ -40,7 +41,7 @@ BATCH = 1024  # rows a commit
 BATCH_SECONDS = 30  # or what came in this time, for a slow encoder
 HASH_BYTES = 16
 
-SAME = "the image is the one that was encoded before"  # told from an error by its identity
+SAME = "the image is the one that was encoded before"  # which no image that cannot be read says
 
 
 @dataclass
@@ -136,30 +137,22 @@ class _Stamper(Reader):
     expected: dict[str, str] = field(default_factory=dict)
     stamps: dict[str, Stamp] = field(default_factory=dict)
 
-    def chunk(self, items: Sequence[Item]) -> Loaded:
-        """Several images; one that was encoded before has the error ``SAME``."""
-        size = self.how.size
-        pixels = np.empty((len(items), size, size, 3), np.uint8)
-        errors: list[str | None] = []
-        for item in items:
-            before = self.expected.pop(item.id, None)
-            source = item.source
-            if isinstance(source, Stored):  # read once, for the hash and for the pixels
-                with contextlib.suppress(Exception):  # of which ``rgb`` makes the error of the row
-                    source = source.read()
-            stamp = self.stamps[item.id] = _stamp(source)
-            if before is not None and stamp.hash == before:
-                errors.append(SAME)
-                continue
-            try:
-                with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
-                    stamp.width, stamp.height = image.info.get("full_size", image.size)
-                    pixels[errors.count(None)] = to_pixels(image, self.how)
-                errors.append(None)
-            except ImageError as error:
-                stamp.width = stamp.height = None
-                errors.append(str(error))
-        return Loaded(tuple(item.id for item in items), tuple(errors), pixels[: errors.count(None)])
+    def of(self, item: Item) -> npt.NDArray[np.uint8]:
+        """As everywhere; one that was encoded before is the error ``SAME``."""
+        before, source = self.expected.pop(item.id, None), item.source
+        if isinstance(source, Stored):  # read once, for the hash and for the pixels
+            with contextlib.suppress(Exception):  # of which ``rgb`` makes the error of the row
+                source = source.read()
+        stamp = self.stamps[item.id] = _stamp(source)
+        if before is not None and stamp.hash == before:
+            raise ImageError(SAME)
+        try:
+            with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
+                stamp.width, stamp.height = image.info.get("full_size", image.size)
+                return to_pixels(image, self.how)
+        except ImageError:
+            stamp.width = stamp.height = None
+            raise
 
 
 class _Run:
@@ -222,7 +215,7 @@ class _Run:
 
     def _sort_in(self, id_: str, error: str | None, vector: Vectors | None) -> None:
         stamp, before = self._reader.stamps.pop(id_), self._before.pop(id_, None)
-        if error is SAME:
+        if error == SAME:
             self.done.unchanged += 1
             self._touched.append((id_, stamp))
             return

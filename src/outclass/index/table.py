@@ -11,7 +11,7 @@ The table is a folder ``NAME.lance`` that other Lance and LanceDB programs can r
     error        why it could not be read; null where it was
     gone         true where the last complete run did not find it any more
 
-Its metadata hold the encoder that made it: vectors of another one are refused. ``outclass.indexing`` writes it.
+Its metadata hold the encoder that made it: vectors of another one are refused. ``building`` and ``writer`` write it.
 """
 
 from __future__ import annotations

@@ -71,8 +71,9 @@ class Writer:
         with self._held:
             self._held.enter_context(only_writer(self.path))
             if list(self.path.glob("_versions/*")):
-                Index(self.path).check(self._info)
-                self.table = table.open_table(self.path)
+                there = Index(self.path)
+                there.check(self._info)
+                self.table = there.table
             else:
                 self.table = self._create(package)
             self._held = self._held.pop_all()

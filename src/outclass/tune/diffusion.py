@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import json
 import logging
-import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cached_property
@@ -30,7 +29,7 @@ try:
 except ImportError as missing:
     raise MissingExtraError(missing.name or "diffusers", "generate", "drawing pictures") from missing
 
-from outclass.encoders.hub import HUB_PATIENCE_S, reason
+from outclass.encoders.hub import HUB_PATIENCE_S, file_hash, reason
 from outclass.encoders.torch_towers import find_device
 
 log = logging.getLogger("outclass")
@@ -173,11 +172,7 @@ def weights_hash(folder: Path) -> str:
     maker: list[Any] = [index]
     for part in sorted(_parts(index)):
         for file in [*_weights(folder / part), *sorted((folder / part).glob("*config.json"))]:
-            digest = file.resolve().name  # in the hub's cache a large file is a link to a blob named by its hash
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                with file.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            maker.append([part, file.name, digest])
+            maker.append([part, file.name, file_hash(file)])
     return hashlib.sha256(json.dumps(maker, sort_keys=True).encode()).hexdigest()[:16]
 
 
