@@ -47,7 +47,7 @@ def demo(
 
       outclass demo --classes "moon,coins"
     """
-    from outclass.cli.scan import run
+    from outclass.cli.judging import run
     from outclass.cli.show import say
     from outclass.guard import Guard
     from outclass.images.sources import Folder

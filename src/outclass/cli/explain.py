@@ -48,7 +48,7 @@ def explain(
 
       outclass explain photo.jpg --classes cat,dog,car -o where.svg
     """
-    from outclass.cli.scan import make_guard
+    from outclass.cli.guards import make_guard
     from outclass.cli.show import say
     from outclass.cli.tables import table
 

@@ -239,7 +239,7 @@ def calibrate(
 
 def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: Any) -> Guard:
     """The guard to teach; without --classes and --guard the sub-folders of its images name the classes."""
-    from outclass.cli.scan import make_guard
+    from outclass.cli.guards import make_guard
 
     if classes is None and guard_file is None:
         open_source(known)  # where there is nothing, that is what is wrong

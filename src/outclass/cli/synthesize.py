@@ -69,7 +69,7 @@ def synthesize(
 
       outclass fit my_pets --detector outliers --outliers drawn/outliers -o pets.guard
     """
-    from outclass.cli.scan import make_guard
+    from outclass.cli.guards import make_guard
     from outclass.cli.show import say
     from outclass.images.decode import MAX_PIXELS
     from outclass.tune.diffusion import Diffusion
