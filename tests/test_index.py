@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from outclass import Guard, ImageError, MismatchError, UsageError
 from outclass.encoders.toy import ToyEncoder
 from outclass.images.sources import Folder
-from outclass.index import Index, Indexed, building, table, writer
+from outclass.index import Index, Indexed, building, lance, table, writer
 from outclass.index import build as build_index
 
 pytest.importorskip("lancedb")
@@ -65,6 +65,22 @@ def test_a_scan_of_the_index_gives_the_verdicts_of_the_folder(place, toy_guard):
     assert verdicts(toy_guard.scan(Index(place / "photos.lance"))) == images
     shutil.rmtree(place / "photos")
     assert verdicts(toy_guard.scan(place / "photos.lance")) == images
+
+
+def test_of_a_large_index_more_is_handed_out_at_a_time_and_nothing_is_lost(tmp_path, toy_guard, monkeypatch):
+    images = [(f"{row:03}", picture((row * 4, 0, 255 - row * 4))) for row in range(60)]
+    images[31] = ("031", b"no picture")
+    build(images, tmp_path / "x.lance")
+    expected = verdicts(toy_guard.scan(images))
+    monkeypatch.setattr(table, "AS_A_SCAN", 10)
+    monkeypatch.setattr(table, "MANY", 20)
+    index = Index(tmp_path / "x.lance")
+    assert [len(batch.ids) for batch in index.as_a_scan(4)] == [4, 4, 4, 20, 20, 8]
+    found = verdicts(toy_guard.scan(index))
+    for name in ("ood_score", "similarity"):
+        for one, other in zip(found, expected, strict=True):
+            assert one.pop(name) == (None if (score := other.pop(name)) is None else pytest.approx(score, abs=1e-6))
+    assert found == expected
 
 
 def test_a_scan_of_the_index_opens_no_image(place, toy_guard, monkeypatch):
@@ -253,7 +269,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, photos):
 def test_a_lance_table_of_others_is_refused(tmp_path, photos):
     import pyarrow as pa
 
-    table.lancedb().connect(str(tmp_path)).create_table("other", pa.table({"a": [1]}))
+    lance.lancedb().connect(str(tmp_path)).create_table("other", pa.table({"a": [1]}))
     for use in (lambda: build(photos, tmp_path / "other.lance"), lambda: Index(tmp_path / "other.lance")):
         with pytest.raises(MismatchError, match="no index made by outclass"):
             use()

@@ -21,28 +21,29 @@ IMAGES, BATCH, CALL, THREADS = 60, 8, 4, 2
 CHILD = f"""
 import os, sys, time
 from outclass.encoders.toy import ToyEncoder
-from outclass.index import building, table
+from outclass.index import building, lance
 building.BATCH = {BATCH}
 
 class Slow(ToyEncoder):
     def encode_images(self, pixels):
         os.write(log, b"." * len(pixels))
         time.sleep(0.01 * len(pixels))
-        return super().encode_images(pixels)
+        return super().encode_images(pixels)  # which local vectors call too
 
-photos, path, name = sys.argv[1:]
+photos, path, name, all_columns = sys.argv[1:]
 log = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 encoder = Slow()
-table.lancedb()  # takes a second
+lance.lancedb()  # takes a second
 print("begin", flush=True)
-building.build(photos, path, encoder, threads={THREADS}, batch_size={CALL})
+building.build(photos, path, encoder, threads={THREADS}, batch_size={CALL}, patches=all_columns == "True",
+               thumbnails=all_columns == "True")
 print("end", flush=True)
 """
 
 
-def start(photos, path, log):
+def start(photos, path, log, columns):
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(photos), str(path), str(log)],
+        [sys.executable, "-c", CHILD, str(photos), str(path), str(log), str(columns)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
@@ -58,21 +59,21 @@ def end(child):
     return said
 
 
-def kill_and_go_on(place, waits, change=lambda photos, number: None):
+def kill_and_go_on(place, waits, change=lambda photos, number: None, columns=False):
     """Kill a run after each wait; then let one end. Returns how many images were encoded in all."""
     photos, path, log = place / "p", place / "x.lance", place / "log"
     for row in range(IMAGES):
         save_picture(photos / f"{row % 3}" / f"{row:03}.png", (row * 4, 0, 0))
     for number, wait in enumerate(waits):
-        child = start(photos, path, log)
+        child = start(photos, path, log, columns)
         wait(log)
         child.kill()
         end(child)
         change(photos, number)
-    child = start(photos, path, log)
+    child = start(photos, path, log, columns)
     assert end(child) == "end\n"
     assert child.returncode == 0
-    build(photos, place / "whole.lance")
+    build(photos, place / "whole.lance", patches=columns, thumbnails=columns)
     assert [row for row in rows(path) if not row["gone"]] == rows(place / "whole.lance")
     assert len(Index(path)) == len(Index(place / "whole.lance"))
     encoder = Counting()
@@ -81,7 +82,8 @@ def kill_and_go_on(place, waits, change=lambda photos, number: None):
     return log.stat().st_size
 
 
-def test_kills_lose_one_batch_each_at_most(tmp_path):
+@pytest.mark.parametrize("columns", [False, True])
+def test_kills_lose_one_batch_each_at_most(tmp_path, columns):
     def until(encoded):
         def wait(log):
             latest = time.monotonic() + 30
@@ -92,7 +94,7 @@ def test_kills_lose_one_batch_each_at_most(tmp_path):
         return wait
 
     kills = [until(30), until(50)]
-    encoded = kill_and_go_on(tmp_path, kills)
+    encoded = kill_and_go_on(tmp_path, kills, columns=columns)
     # A batch that was not committed, and what the threads were about to add to it.
     assert IMAGES < encoded <= IMAGES + len(kills) * (BATCH + CALL + 2 * THREADS * CALL)
 
@@ -113,4 +115,4 @@ def test_twenty_kills_and_changes_between_them(tmp_path, seed):
     def wait(log):
         time.sleep(chance.uniform(0, 0.6))
 
-    kill_and_go_on(tmp_path, [wait] * 20, change)
+    kill_and_go_on(tmp_path, [wait] * 20, change, columns=seed == 1)

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from conftest import noisy_picture
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -45,6 +45,21 @@ def test_pixels_equal_the_reference(how, size):
     image = noisy_picture(size)
     if max(size) / min(size) > 8 and how.resize != "squash":
         pytest.skip("has a test of its own")
+    np.testing.assert_array_equal(to_pixels(image, how), reference(image, how))
+
+
+@settings(max_examples=200)
+@given(
+    short=st.integers(1, 300),
+    ratio=st.floats(1, 8),
+    lying=st.booleans(),
+    extra=st.integers(0, 20),
+    filter=st.sampled_from(sorted(KERNELS)),
+)
+def test_pixels_of_any_shape_equal_the_reference(short, ratio, lying, extra, filter):
+    size = (int(short * ratio), short) if lying else (short, int(short * ratio))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    how = Preprocess(size=32, resize_to=32 + extra, interpolation=filter)
     np.testing.assert_array_equal(to_pixels(image, how), reference(image, how))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -120,6 +121,19 @@ def test_another_encoder_is_refused(colours, lite):
         search(colours, "red", lite)
     with pytest.raises(MismatchError, match=r"'toy'.*'lite'"):
         search(colours, "red", TOY, guard=Guard(["red"], encoder=lite, detector="max_logit", threshold=0.0))
+
+
+@pytest.mark.parametrize("what", ["photos", "my photos.zip", "é"])
+def test_images_that_are_no_index_are_told_how_to_become_one(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / what).mkdir()
+    done = run("search", what, "cat")
+    assert isinstance(done.exception, UsageError)
+    (said,) = re.findall(r"outclass (index .+ -o \S+\.lance)", str(done.exception))
+    assert shlex.split(said)[1] == what
+    save_picture(tmp_path / what / "a.png", RED)
+    assert run(*shlex.split(said), "-e", "toy", "-q").exit_code == 0  # as it stands there
+    assert "no such index" in str(run("search", "nothing.lance", "cat").exception)
 
 
 @pytest.mark.parametrize("query", ["", "  "])

@@ -45,12 +45,12 @@ def write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     if not path.name:
         raise UsageError(f"cannot write {str(path)!r}: it names a folder")
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    try:
+    try:  # from here on, so that Ctrl-C just behind the opening leaves nothing either
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, mode.replace("w", "x"), **text)  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UsageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
         try:
             with file:
                 yield file

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from outclass.decide.calibrated import Calibrated
 from outclass.decide.calibration import check_reached
 from outclass.decide.threshold import Threshold, check_reachable
@@ -18,17 +16,18 @@ from outclass.defaults import choose_detector, mining
 from outclass.detectors.base import Detector, check_unit, check_vectors
 from outclass.detectors.negative_labels import WITHOUT
 from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
-from outclass.encoders.stream import encode_loaded, encode_stream
+from outclass.encoders.stream import encode_loaded
 from outclass.errors import MismatchError, UsageError
 from outclass.explain import Explanation, explain
 from outclass.images.decode import MAX_PIXELS, ImageLike, PixelBudget
 from outclass.images.loader import Reader
 from outclass.images.sources import Item, printable
-from outclass.index.table import Index, open_images
+from outclass.index.table import features_of, open_images
 from outclass.judge import Judge, context
-from outclass.learning import DROPPED, Learner
-from outclass.records import Features, Prediction, Rows, Verdict
-from outclass.scan import Scan
+from outclass.learning import DROPPED
+from outclass.records import Features, Rows, Verdict
+from outclass.scan import Scan, judged
+from outclass.tiles import Tiler
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import NONE, WORDNET, Negatives, check_apart, choose, mine
 from outclass.words.prompts import DEFAULT_ORDER, DEFAULT_TEMPLATES
@@ -53,7 +52,7 @@ FEW_WORDS = (
 FEW = 5  # typed words
 
 
-class Guard(Learner):
+class Guard(Tiler):
     """Says for every image whether it belongs to the known classes.
 
     Args:
@@ -187,21 +186,13 @@ class Guard(Learner):
             An iterator of verdicts in source order that counts as it goes.
 
         Raises:
-            UsageError: the source does not exist or is none.
+            UsageError: the source does not exist or is none, or the detector needs local vectors and an index was made
+                without them.
             MismatchError: an index made with another encoder.
         """
         opened = open_images(source)
-        if isinstance(opened, Index):
-            opened.check(self.encoder.info)
-            if self._wants_patches:
-                raise UsageError(
-                    f"the detector {self.detector.info.name!r} needs local vectors, which an index does not hold; scan "
-                    "the images themselves, or use another detector"
-                )
-            features = opened.features(self.batch_size or self.encoder.info.batch_size)
-            return Scan(opened, features, self._judge, progress)
-        features = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, self._wants_patches)
-        return Scan(opened, features, self._judge, progress)
+        features = features_of(opened, self.encoder, self._reader, self.batch_size, self.threads, self._wants_patches)
+        return Scan(opened, judged(features, self._judge), progress)
 
     def check_vectors(self, vectors: Vectors, ids: Sequence[str] | None = None, patches: Vectors | None = None) -> Rows:
         """Judge vectors that this guard's encoder made before.
@@ -239,16 +230,8 @@ class Guard(Learner):
         """
         if top < 1:
             raise UsageError(f"top must be at least 1, got {top}")
-        info = self.encoder.info
-        similarity = (self.encoder.encode_images(self._reader.one(image)[None]) @ self.class_set.vectors.T)[0]
-        logits = info.logit_scale * similarity.astype(np.float64) + info.logit_bias
-        if info.logit_bias:  # trained with a sigmoid (SigLIP): every class is a question of its own
-            probability = 1 / (1 + np.exp(-logits))
-        else:
-            probability = np.exp(logits - logits.max())
-            probability /= probability.sum()
-        best = np.argsort(-similarity, kind="stable")[:top]
-        return Rows(Prediction(self.classes[k], float(similarity[k]), float(probability[k])) for k in best)
+        vectors = self.encoder.encode_images(self._reader.one(image)[None])
+        return self.judge.classify(vectors, self.encoder.info, top)[0]
 
     def explain(self, image: ImageLike) -> Explanation:
         """Where in an image the unknown is: a score for every place of the encoder's grid, as arrays and as a picture.
@@ -262,9 +245,9 @@ class Guard(Learner):
         """
         return explain(image, self._reader, self.encoder, self.class_set, self.negatives, self._judge)
 
-    def _judge(self, batch: Features) -> Iterator[Verdict]:
-        """Verdicts of a batch, one for every id, in order."""
-        judge = self.judge
+    def _judge(self, batch: Features, judge: Judge | None = None) -> Iterator[Verdict]:
+        """Verdicts of a batch, one for every id, in order; of another judge where one is given."""
+        judge = judge or self.judge
         judge.check_ready()
         if len(batch.vectors) and not self._warned:
             self._warned = True
@@ -299,6 +282,16 @@ class Guard(Learner):
             UsageError: a name is unknown, or too few classes would be left.
         """
         self._change_classes(self.class_set.remove(names))
+
+    def set_classes(self, classes: Any) -> None:
+        """Know these classes and no others; only the texts of new ones are encoded, and those stand last.
+
+        Raises:
+            UsageError: no usable names, or the guard's threshold cannot be reached with them.
+        """
+        class_set = self.class_set.become(classes, self.encoder)
+        if class_set.classes != self.class_set.classes:  # the same list keeps its calibration
+            self._change_classes(class_set)
 
     def _change_classes(self, class_set: ClassSet) -> None:
         negatives = self.negatives

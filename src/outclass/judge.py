@@ -14,10 +14,11 @@ from outclass import stored
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.threshold import Threshold
 from outclass.detectors.base import Context, Detector, all_detectors, below, make_detector, under
+from outclass.detectors.negative_labels import WithNegatives
 from outclass.encoders.base import EncoderInfo, Vectors
 from outclass.errors import MismatchError, NotReadyError
 from outclass.known import SAME, Known, nearest
-from outclass.records import Features, Verdict
+from outclass.records import Features, Prediction, Rows, Verdict
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import Negatives
 from outclass.words.pool import PackedVectors
@@ -77,6 +78,8 @@ class Judge:
         calibrated: p-values for this class list; None before calibration and after a change.
         evidence: images of the last calibration; None where none are kept.
         fitted: images that the detector learned from, outliers too, or that words were given up for; None without.
+        tiling: parts that the threshold was calibrated on and how their scores became one, such as ``3x3 worst``;
+            None = whole images.
     """
 
     class_set: ClassSet
@@ -86,6 +89,7 @@ class Judge:
     calibrated: Calibrated | None = None
     evidence: Evidence | None = None
     fitted: PackedVectors | None = None
+    tiling: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,32 +134,69 @@ class Judge:
         return cosines.argmax(axis=1), cosines.max(axis=1)
 
     def verdicts(self, batch: Features) -> Iterator[Verdict]:
-        """One for every id, in order."""
+        """One for every id, in order.
+
+        Raises:
+            NotReadyError: the detector has not learned yet, or the threshold is one for tiles.
+        """
         self.check_ready()
-        vectors, names, threshold = batch.vectors, self.names, self.threshold
-        scores = self.detector.score(vectors, batch.patches)
-        nearest, cosines = self.nearest(vectors)
+        if self.tiling:
+            raise NotReadyError(
+                f"the threshold of this guard was calibrated on parts of images ({self.tiling}) and says nothing of "
+                "whole ones: judge the same parts, outclass scan PHOTOS --guard FILE or guard.scan_tiles(photos), or "
+                "calibrate on whole images, guard.calibrate(folder)"
+            )
+        names, threshold = self.names, self.threshold
+        scores, nearest, cosines, others = self._look(batch)
         limits = threshold.values(nearest) if threshold else None
         decisions = threshold.is_ood(scores, nearest) if threshold else None
         p_values = self.calibrated.calibration.p_values(scores, nearest) if self.calibrated else None
-        others = self.negatives.nearest(vectors) if self.negatives else None
-        row = -1
+        source, nothing = threshold.source if threshold else None, [None] * len(scores)
+        names_of = self.negatives.names if self.negatives else ()
+        rows = zip(  # lists: numpy would make its numbers one by one
+            nearest.tolist(),
+            cosines.tolist(),
+            scores.tolist(),
+            nothing if limits is None else limits.tolist(),
+            nothing if decisions is None else decisions.tolist(),
+            nothing if p_values is None else p_values.tolist(),
+            nothing if others is None else [names_of[word] for word in others.tolist()],
+            strict=True,
+        )
         for id_, error in zip(batch.ids, batch.errors, strict=True):
             if error is not None:
                 yield Verdict(id_, error=error)
                 continue
-            row += 1
-            yield Verdict(
-                id=id_,
-                label=names[nearest[row]],
-                similarity=float(cosines[row]),
-                ood_score=float(scores[row]),
-                threshold=float(limits[row]) if limits is not None else None,
-                threshold_source=threshold.source if threshold else None,
-                is_ood=bool(decisions[row]) if decisions is not None else None,
-                p_value=float(p_values[row]) if p_values is not None else None,
-                nearest_negative=self.negatives.names[others[row]] if self.negatives and others is not None else None,
-            )
+            row, similarity, score, limit, is_ood, p_value, negative = next(rows)
+            yield Verdict(id_, names[row], similarity, score, limit, source, is_ood, p_value, negative)
+
+    def _look(
+        self, batch: Features
+    ) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.float32], npt.NDArray[np.intp] | None]:
+        """(n,) scores, (n,) nearest class, (n,) cosine to it, (n,) nearest negative where there are negatives."""
+        vectors, detector = batch.vectors, self.detector
+        if self.negatives and isinstance(detector, WithNegatives) and detector.knows_order:
+            found = detector.score_and_nearest(vectors)
+            cosines = np.einsum("nd,nd->n", vectors, self.class_set.vectors[found.known])
+            return found.scores, found.known, cosines, found.negative
+        scores = detector.score(vectors, batch.patches)
+        others = self.negatives.nearest(vectors) if self.negatives else None
+        return scores, *self.nearest(vectors), others
+
+    def classify(self, vectors: Vectors, info: EncoderInfo, top: int) -> list[Rows]:
+        """(n, d) images -> for each the ``top`` classes that fit best, as Predictions, best first."""
+        cosines = vectors @ self.class_set.vectors.T
+        logits = info.logit_scale * cosines.astype(np.float64) + info.logit_bias
+        if info.logit_bias:  # trained with a sigmoid (SigLIP): every class is a question of its own
+            shares = 1 / (1 + np.exp(-logits))
+        else:
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares /= shares.sum(axis=1, keepdims=True)
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+        return [
+            Rows(Prediction(self.names[k], float(cosines[row, k]), float(shares[row, k])) for k in ranked)
+            for row, ranked in enumerate(best)
+        ]
 
     def with_words(self, class_set: ClassSet, negatives: Negatives | None, info: EncoderInfo) -> Judge:
         """The same judge for other words: its detector made anew, its threshold its own or the user's.
@@ -182,6 +223,7 @@ class Judge:
             calibrated=None,
             evidence=evidence.without(removed) if evidence and removed else evidence,
             fitted=fitted,
+            tiling=None,
         )
 
     def with_images(
@@ -201,7 +243,8 @@ class Judge:
         threshold = Threshold(natural, "natural") if natural is not None else None
         seen = known.vectors if outliers is None else np.concatenate([known.vectors, outliers])
         fitted = PackedVectors.pack(seen)
-        return replace(self, detector=detector, threshold=threshold, calibrated=None, evidence=None, fitted=fitted)
+        fresh = replace(self, detector=detector, threshold=threshold, calibrated=None, evidence=None, fitted=fitted)
+        return replace(fresh, tiling=None)
 
     def calibrate(self, evidence: Evidence, scores: Floats | None = None, ood_scores: Floats | None = None) -> Judge:
         """The same judge with a threshold and p-values from images, which it keeps.
@@ -221,7 +264,8 @@ class Judge:
         n_classes = len(self.names)
         predicted, _ = self.nearest(evidence.vectors)
         calibrated = Calibrated.make(evidence.wanted, scores, predicted, n_classes, ood_scores)
-        return replace(self, threshold=calibrated.threshold(n_classes), calibrated=calibrated, evidence=evidence)
+        decides = calibrated.threshold(n_classes)
+        return replace(self, threshold=decides, calibrated=calibrated, evidence=evidence, tiling=None)
 
     def save(self, path: str | os.PathLike[str], info: EncoderInfo) -> None:
         """Write it to one file, with the name and the fingerprint of its encoder.
@@ -242,7 +286,7 @@ class Judge:
             "evidence": (
                 {"wanted": asdict(self.evidence.wanted), "names": list(self.evidence.names)} if self.evidence else None
             ),
-        }
+        } | ({"tiling": self.tiling} if self.tiling else {})
         all_arrays: Arrays = {"classes": self.class_set.vectors, **under("calibrated", arrays)}
         if self.class_set.context is not None:
             all_arrays["classes.context"] = self.class_set.context
@@ -301,6 +345,7 @@ class Judge:
                 about["calibrated"] and Calibrated.restore(about["calibrated"], below("calibrated", arrays)),
                 evidence,
                 fitted,
+                about.get("tiling"),
             )
             judge._check_whole()
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -320,6 +365,8 @@ class Judge:
             self.fitted.rows(np.zeros(1, np.int64)).unpack() @ texts[0]
             if len(self.fitted.codes) != len(self.fitted.scales):
                 raise ValueError("codes and scales of the fitted images differ in number")
+        if self.tiling is not None:
+            self.tiling.split()
         if self.evidence:
             self.evidence.vectors @ texts[0]
             self.evidence.without(set())

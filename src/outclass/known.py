@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from outclass.encoders.base import Vectors
 from outclass.errors import UsageError
+from outclass.images.sources import TARS
 from outclass.records import Features
 from outclass.words.classes import ClassName
 
@@ -25,6 +26,8 @@ ROWS = 1024  # compared with all others at a time
 NAMED = 5  # in messages
 
 FITTED = "the detector was fitted on them"
+
+HOLDERS = (".zip", ".parquet", *TARS)  # of images: no folder's name
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class Known:
         rows |= {_key(folder): rows[_key(name)] for folder, name in (folders or {}).items()}
         return np.array([rows.get(_key(_folder(id_)), -1) for id_ in self.ids], np.intp)
 
+    def sub_folders(self) -> list[str]:
+        """Sub-folders that images lie in, sorted."""
+        return sorted({_folder(id_) for id_ in self.ids} - {""})
+
     def strangers(self, classes: Sequence[ClassName]) -> dict[str, int]:
         """Sub-folders that are no class, and how many images lie in each; empty where none at all is a class."""
         labels = self.labels(classes)
@@ -171,7 +178,11 @@ def by_hash(ids: Sequence[str]) -> npt.NDArray[np.intp]:
 
 
 def _folder(id_: str) -> str:
-    return id_.split("/")[0] if "/" in id_ else ""
+    """The first folder of an id, or of what stands in an archive: ``cat`` of ``cat/1.jpg`` and ``a.tar/cat/1.jpg``."""
+    parts = id_.split("/")
+    if parts[0].lower().endswith(HOLDERS):
+        parts = parts[1:]
+    return parts[0] if len(parts) > 1 else ""
 
 
 def _key(name: str) -> str:

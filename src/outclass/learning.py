@@ -13,10 +13,9 @@ from outclass.decide.threshold import Threshold, check_reachable
 from outclass.defaults import LEARNING_DETECTOR, OUTLIER_DETECTOR, choose_detector, mining
 from outclass.detectors.base import Detector, taking_outliers
 from outclass.encoders.base import Encoder, Vectors
-from outclass.encoders.stream import encode_stream
 from outclass.errors import NotReadyError, UsageError
 from outclass.images.loader import Reader
-from outclass.images.sources import open_source
+from outclass.index.table import features_of, open_images
 from outclass.judge import Evidence, Judge
 from outclass.known import FITTED, Known, named
 from outclass.progress import track
@@ -320,10 +319,10 @@ class Learner:
         Raises:
             UsageError: none could be read.
         """
-        opened = open_source(images)
+        opened = open_images(images)
         judge = self.judge
         patches = score and self._wants_patches
-        batches = encode_stream(opened, self.encoder, self._reader, self.batch_size, self.threads, patches)
+        batches = features_of(opened, self.encoder, self._reader, self.batch_size, self.threads, patches)
         if progress:
             batches = track(batches, opened.count(), "reading", lambda batch: len(batch.ids))
         apart = judge.fitted.unpack() if score and judge.fitted else apart_from

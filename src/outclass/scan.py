@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from outclass.errors import NotReadyError
 from outclass.images.sources import Source
 from outclass.records import Features, Rows, Verdict, to_pandas
 
+T = TypeVar("T")
 Judge = Callable[[Features], Iterator[Verdict]]
 
-JUDGED_AT_ONCE = 256  # images
+JUDGED_AT_ONCE = 256  # images, or parts of such
 
 
 class Scan(Iterator[Verdict]):
@@ -31,12 +32,12 @@ class Scan(Iterator[Verdict]):
         ignored: files of the source that are no images; final at the end.
     """
 
-    def __init__(self, source: Source, features: Iterator[Features], judge: Judge, progress: bool) -> None:
+    def __init__(self, source: Source, verdicts: Iterator[Verdict], progress: bool) -> None:
         self.source = source
         self.n = self.n_ood = self.n_id = self.n_failed = 0
         # Nothing below refers to this object: when it is forgotten, its threads end at once, not with the next
         # round of the garbage collector.
-        self._verdicts = _verdicts(features, judge)
+        self._verdicts = verdicts
         if progress:
             from outclass.progress import track
 
@@ -100,26 +101,39 @@ def false_discovery(verdicts: Iterable[Verdict], rate: float) -> Rows:
     return Rows(row if row.error is not None else replace(row, fdr_rejected=next(rejected)) for row in rows)
 
 
-def _verdicts(features: Iterator[Features], judge: Judge) -> Iterator[Verdict]:
+def judged(features: Iterator[Features], judge: Judge) -> Iterator[Verdict]:
+    """Verdicts of batches, in order."""
+    for batches in gathered(features, lambda batch: len(batch.ids)):
+        yield from judge(join(batches))
+
+
+def gathered(batches: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Batches in lists that are worth a call of the judge; what came before a source broke is passed on first.
+
+    Args:
+        batches: drawn lazily.
+        size: how many vectors a batch has.
+    """
     # Judging reads all negatives and wakes all cores: a few large batches leave more of them to the encoder. The
     # first verdicts come at once, later ones in batches that double.
-    waiting: list[Features] = []
+    waiting: list[T] = []
     wanted = 1
     try:
-        for batch in features:
+        for batch in batches:
             waiting.append(batch)
-            if sum(len(one.ids) for one in waiting) >= wanted:
-                yield from judge(_join(waiting))
+            if not size(batch) or sum(map(size, waiting)) >= wanted:  # empty: nothing more comes for now
+                yield waiting
                 waiting, wanted = [], min(2 * wanted, JUDGED_AT_ONCE)
     except Exception:
         if waiting:
-            yield from judge(_join(waiting))
+            yield waiting
         raise
     if waiting:
-        yield from judge(_join(waiting))
+        yield waiting
 
 
-def _join(parts: list[Features]) -> Features:
+def join(parts: list[Features]) -> Features:
+    """Batches as one."""
     patches = [one.patches for one in parts if one.patches is not None]
     return Features(
         tuple(id_ for one in parts for id_ in one.ids),

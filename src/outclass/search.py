@@ -85,7 +85,20 @@ def search(
         ImageError: the image cannot be read.
     """
     index.check(encoder.info)
-    vector = query_vector(query, encoder)
+    return near(index, query_vector(query, encoder), k=k, where=where, guard=guard, ood_only=ood_only, exact=exact)
+
+
+def near(
+    index: Index,
+    vector: Vectors,
+    *,
+    k: int = 10,
+    where: str | None = None,
+    guard: Guard | None = None,
+    ood_only: bool = False,
+    exact: bool = False,
+) -> Rows:
+    """The images nearest to a vector, (dim,) float32 of the encoder that made the index; else as ``search``."""
     if guard is None:
         if ood_only:
             raise UsageError("what is OOD, a guard has to say: --guard FILE, or guard=")

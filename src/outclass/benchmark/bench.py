@@ -14,7 +14,7 @@ from outclass.benchmark.contest import contestants
 from outclass.benchmark.sets import ImageSet, Machine, failures, open_sets
 from outclass.detectors.base import split_names, taking_outliers
 from outclass.errors import UsageError
-from outclass.images.sources import open_source
+from outclass.index.table import open_images
 from outclass.judge import Judge
 from outclass.known import Known
 from outclass.words.classes import ClassSet
@@ -62,7 +62,7 @@ class Bench:
         Raises:
             UsageError: no images, no class names, a note on no set, an unknown detector, or none that can run.
         """
-        id_source, (id_name, sets) = open_source(id), open_sets(id, ood)
+        id_source, (id_name, sets) = open_images(id), open_sets(id, ood)
         if unknown_notes := set(notes or ()) - {name for name, _ in sets}:
             raise UsageError(
                 f"no OOD set is called {', '.join(sorted(unknown_notes))} (--seen, or notes); they are called "

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from outclass.benchmark.table import MEAN
 from outclass.detectors.base import Detector
 from outclass.encoders.base import Encoder, Vectors, load_encoder
-from outclass.encoders.stream import encode_stream
 from outclass.errors import UsageError
 from outclass.images.decode import PixelBudget
 from outclass.images.loader import Reader
-from outclass.images.sources import Source, open_source, printable
+from outclass.images.sources import Source, printable
+from outclass.index.table import features_of, open_images
 from outclass.known import Known
 from outclass.progress import track
 from outclass.records import Features
@@ -114,11 +114,11 @@ class Machine:
             images: whatever ``scan`` takes.
             apart_from: (k, d) float32 unit rows of images that may not be among them.
         """
-        batches = self._batches(open_source(images), "reading to fit on")
+        batches = self._batches(open_images(images), "reading to fit on")
         return Known.gather(batches, self.encoder.info.dim, apart_from=apart_from)
 
     def _batches(self, source: Source, what: str, patches: bool = False) -> Iterable[Features]:
-        batches = encode_stream(source, self.encoder, self.reader, self.batch_size, self.threads, patches)
+        batches = features_of(source, self.encoder, self.reader, self.batch_size, self.threads, patches)
         return track(batches, source.count(), what, lambda batch: len(batch.ids)) if self.progress else batches
 
 
@@ -158,7 +158,7 @@ def open_sets(id: Any, ood: Any) -> tuple[str, list[tuple[str, Source]]]:
         raise UsageError(
             f"an OOD set cannot be called {wrong[0]!r}, which the tables use already; give it another name"
         )
-    return id_name, [(name, open_source(source)) for name, source in zip(ood_names, sources, strict=True)]
+    return id_name, [(name, open_images(source)) for name, source in zip(ood_names, sources, strict=True)]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

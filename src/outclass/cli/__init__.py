@@ -11,6 +11,7 @@ import typer
 from outclass import __version__
 from outclass.cli.classify import classify
 from outclass.cli.demo import demo
+from outclass.cli.discover import add, discover
 from outclass.cli.evaluate import evaluate
 from outclass.cli.explain import explain
 from outclass.cli.export import export
@@ -18,6 +19,7 @@ from outclass.cli.index import index, search
 from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
+from outclass.cli.serve import serve
 from outclass.cli.synthesize import synthesize
 from outclass.cli.tables import detectors, doctor, encoders
 from outclass.cli.tune import tune
@@ -60,8 +62,8 @@ def outclass(
 
 
 for command in (
-    demo, scan, classify, explain, fit, calibrate, evaluate, index, search, tune, synthesize, export, detectors,
-    encoders, doctor,
+    demo, scan, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve, tune, synthesize,
+    export, detectors, encoders, doctor,
 ):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outclass import __version__, atomic
+from outclass import atomic
+from outclass.cli.stopping import stopping
 from outclass.images.decode import ImageLike
+from outclass.images.places import without_secrets
 from outclass.images.sources import printable
 
 if TYPE_CHECKING:
@@ -20,21 +22,28 @@ if TYPE_CHECKING:
     from outclass.guard import Guard
     from outclass.images.sources import Item
     from outclass.records import Verdict
+    from outclass.report.outputs import Format
+    from outclass.scan import Scan
+    from outclass.shards import ShardedScan
 
 
 def run(
     guard: Guard,
     source: Any,
     out: Path | None,
-    format: str,
+    format: Format,
     quiet: bool,
     find: Callable[[str], ImageLike | None] | None,
     fdr: float | None = None,
     sort_into: Path | None = None,
+    shard_rows: int | None = None,
+    parts: dict[str, Any] | None = None,
+    overlay: Path | None = None,
 ) -> int:
     """Scan, print, write, sort; returns how many images could not be read."""
     from outclass.cli.show import VerdictTable, say, summary_line, words_line
     from outclass.decide.false_discovery import rejection_limit
+    from outclass.report.summary import summarise
     from outclass.scan import false_discovery
 
     started = datetime.datetime.now(datetime.UTC)
@@ -42,6 +51,7 @@ def run(
     if guard.negatives and not quiet:
         say(words_line(guard.negatives))
     items: Iterator[Item] | None = None
+    watch = source if source.live else None
     if sort_into is not None:
         from outclass.images.sources import Files, Item, Kept
         from outclass.index.table import Index
@@ -54,38 +64,70 @@ def run(
         else:
             source = kept = Kept(source)
             items = kept.again()
-    scanned = guard.scan(source, progress=sys.stderr.isatty() and not quiet)
+    progress = sys.stderr.isatty() and not quiet and not source.live
+    sharded: ShardedScan | None = None
+    if out is not None:
+        from outclass.shards import ShardedScan, check_unsharded
+
+        if shard_rows is None:
+            check_unsharded(out)
+        else:
+            sharded = ShardedScan(guard, source, out, shard_rows, format, progress)
+    scanned: Scan
+    if parts is not None:
+        scanned = guard.scan_tiles(source, **parts, photos=overlay is not None, progress=progress)
+    else:
+        scanned = guard.scan(source, progress=progress) if sharded is None else sharded
     verdicts: Iterable[Verdict] = scanned if items is None else sorting.all(scanned, items)
     if fdr is not None:
         verdicts = false_discovery(verdicts, fdr)
     table = None if quiet else VerdictTable(guard.calibrated is not None)
     sinks: list[Any] = [table] if table else []
-    with contextlib.ExitStack() as files:
-        if out is not None:
-            from outclass.report.html import HtmlReport
-            from outclass.report.outputs import VerdictFile, write_json
+    rejected, largest = 0, 0.0
+    with stopping(lambda: _how_to_go_on(scanned, out)):
+        with contextlib.ExitStack() as files:
+            files.enter_context(scanned)
+            if watch is not None:
+                from outclass.cli.watching import watching
 
-            report = HtmlReport(find)
-            file = files.enter_context(VerdictFile(out, format, fdr is not None))  # type: ignore[arg-type]
-            sinks += [file, report]
-        rejected, largest = 0, 0.0
-        for verdict in verdicts:
-            if verdict.fdr_rejected:
-                rejected, largest = rejected + 1, max(largest, verdict.p_value or 0.0)
-            for sink in sinks:
-                sink.add(verdict)
-    seconds = time.perf_counter() - clock
-    if out is not None:
-        summary = summarise(guard, scanned, seconds, started)
-        if fdr is not None:
-            summary |= {"fdr": fdr, "fdr_rejected": rejected}
-        write_json(out / "summary.json", summary)
-        with atomic.write(out / "report.html") as page:
-            page.write(report.render(summary))
+                sinks += files.enter_context(watching(watch, out, table))
+            if out is not None:
+                from outclass.report.html import HtmlReport
+                from outclass.report.outputs import VerdictFile, write_json
+
+                report = HtmlReport(find)
+                sinks.append(report)
+                if parts is not None:
+                    from outclass.report.tiles import TileFile
+
+                    sinks.append(tiles := files.enter_context(TileFile(out, format)))
+                if sharded is None:
+                    sinks.append(files.enter_context(VerdictFile(out, format, fdr is not None)))
+            if overlay is not None:
+                from outclass.report.tiles import Overlays
+
+                sinks.insert(0, drawn := Overlays(overlay))
+            for verdict in verdicts:
+                if verdict.fdr_rejected:
+                    rejected, largest = rejected + 1, max(largest, verdict.p_value or 0.0)
+                for sink in sinks:
+                    sink.add(verdict)
+        seconds = time.perf_counter() - clock
+        read_now = scanned.n - scanned.n_failed if sharded is None else sharded.n_read_now
+        if out is not None:
+            command = without_secrets(printable(shlex.join(["outclass", *sys.argv[1:]])))
+            summary = summarise(guard.judge, guard.encoder.info, scanned, seconds, started, command, read_now)
+            if fdr is not None:
+                summary |= {"fdr": fdr, "fdr_rejected": rejected}
+            if parts is not None:
+                summary |= {"tiles": guard.about_tiles(**parts) | {"rows": tiles.n}}
+            write_json(out / "summary.json", summary)
+            with atomic.write(out / "report.html") as page:
+                page.write(report.render(summary))
     if table:
         table.close()
     if not quiet:
-        say(summary_line(scanned, seconds, guard))
+        say(summary_line(scanned, seconds, guard, read_now if watch is None else 0))  # waiting has no rate
         if fdr is not None and guard.calibrated:
             cut = f", those of p_value up to {largest:.4g}" if rejected else ""
             say(f"fdr_rejected: {rejected} images{cut}; on average at most {100 * fdr:.3g} % of such images are ID")
@@ -95,38 +137,21 @@ def run(
         if sort_into is not None:
             gone = f"; {sorting.missing} images are no longer where they were" if sorting.missing else ""
             say(f"sorted into {sort_into}{gone}")
+        if overlay is not None:
+            say(f"drew {drawn.n:,} picture{'' if drawn.n == 1 else 's'} into {overlay}")
         if out is not None:
-            say(f"wrote {file.path}, {out / 'summary.json'} and {out / 'report.html'}")
+            where = sinks[-1].path if sharded is None else sharded.said
+            where = where if parts is None else f"{where}, {tiles.path}"
+            say(f"wrote {where}, {out / 'summary.json'} and {out / 'report.html'}")
     return scanned.n_failed
 
 
-def summarise(guard: Guard, scanned: Any, seconds: float, started: datetime.datetime) -> dict[str, Any]:
-    """What summary.json and the report's head say of a scan."""
-    info, detector, threshold = guard.encoder.info, guard.detector, guard.threshold
-    read = scanned.n - scanned.n_failed
-    return {
-        "outclass": __version__,
-        "command": printable(shlex.join(["outclass", *sys.argv[1:]])),
-        "source": printable(scanned.source.root),
-        "classes": list(guard.classes),
-        "templates": list(guard.class_set.templates),
-        "context": None if guard.class_set.context is None else len(guard.class_set.context),
-        "encoder": {"name": info.name, "fingerprint": info.fingerprint},
-        "detector": {"name": detector.info.name, "title": detector.info.title, "params": detector.params},
-        "negatives": guard.negatives and guard.negatives.about(),
-        "threshold": threshold.value if threshold else None,
-        "threshold_source": threshold.source if threshold else None,
-        "threshold_by_class": (
-            dict(zip(guard.classes, threshold.by_class, strict=True)) if threshold and threshold.by_class else None
-        ),
-        "calibration": guard.calibrated.about(guard.classes) if guard.calibrated else None,
-        "images": scanned.n,
-        "id": scanned.n_id,
-        "ood": scanned.n_ood,
-        "undecided": read - scanned.n_id - scanned.n_ood,
-        "failed": scanned.n_failed,
-        "ignored": scanned.ignored,
-        "seconds": round(seconds, 3),
-        "images_per_second": round(read / seconds, 2) if seconds else None,
-        "started": started.isoformat(timespec="seconds"),
-    }
+def _how_to_go_on(scanned: Scan, out: Path | None) -> str:
+    """What is said after Ctrl-C."""
+    from outclass.shards import ROWS, ShardedScan
+
+    if isinstance(scanned, ShardedScan):
+        return f"{scanned.n_written:,} rows are written; run the same command again to go on"
+    if out is None:
+        return f"{scanned.n:,} images were judged"
+    return f"no file was written; with --shard-rows {ROWS} a scan goes on where it was stopped"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outclass.cli import options
+from outclass.cli.tiles import BoxFile, TileGrid, TileScoreName, check_parts
 from outclass.errors import UsageError
 from outclass.images.decode import MAX_PIXELS
-from outclass.images.sources import open_source
 
 if TYPE_CHECKING:
     from outclass.guard import Guard
@@ -22,7 +24,9 @@ THRESHOLD = "Threshold"
 Known = Annotated[
     str,
     typer.Argument(
-        metavar="FOLDER", help="Images of your classes (ID); sub-folders, where there are any, name the classes."
+        metavar="FOLDER",
+        help="Images of your classes (ID), or an archive or an index of them; sub-folders, where there are any, name "
+        "the classes.",
     ),
 ]
 GuardOut = Annotated[
@@ -100,6 +104,8 @@ def fit(
       outclass fit my_pets --detector knn:k=5 --false-alarm-rate 0.01 -o pets.guard
 
       outclass fit my_pets --detector tip_neglabel -o pets.guard
+
+      outclass fit my_pets.tar --classes cat,dog,car -o pets.guard
 
       outclass scan photos --guard pets.guard
     """
@@ -185,6 +191,9 @@ def calibrate(
             rich_help_panel="Output",
         ),
     ] = True,
+    tiles: TileGrid = None,
+    boxes: BoxFile = None,
+    tile_score: TileScoreName = None,
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
     negatives: options.NegativeWords = None,
@@ -209,14 +218,33 @@ def calibrate(
 
       outclass calibrate my_pets --guard pets.guard --false-alarm-rate 0.01 --confidence 0.95
 
+      outclass calibrate my_pets.lance --classes cat,dog,car -o pets.guard
+
       outclass calibrate my_pets --ood others --cost-miss 10 --cost-alarm 1 -o pets.guard
+
+      outclass calibrate my_pets --tiles 3x3 -o pets.guard
 
       outclass scan photos --guard pets.guard
     """
     target = _check_out(out or guard_file)
+    of_parts = tiles is not None or boxes is not None
+    check_parts(of_parts, tile_score, (ood, goal, share, cost_miss, cost_alarm, by_class or None))
     guard = _guard(
         known, classes, guard_file, encoder, detector, negatives, templates, device, threads, batch_size, max_pixels
     )
+    if of_parts:
+        rate = 0.05 if false_alarm_rate is None else false_alarm_rate
+        learned = guard.calibrate_tiles(
+            known,
+            tiles,
+            tile_score,  # type: ignore[arg-type]  # checked where it is used
+            boxes=boxes,
+            false_alarm_rate=rate,
+            confidence=confidence,
+            progress=sys.stderr.isatty() and not quiet,
+        )
+        _keep(guard, learned, target, quiet)
+        return
     if cost_miss is not None or cost_alarm is not None:
         if goal not in (None, "cost"):
             raise UsageError(f"--cost-miss and --cost-alarm are for the goal cost, not for {goal}; leave one out")
@@ -242,14 +270,33 @@ def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: 
     from outclass.cli.guards import make_guard
 
     if classes is None and guard_file is None:
-        open_source(known)  # where there is nothing, that is what is wrong
-        if not Path(known).is_dir() or not any(one.is_dir() for one in Path(known).iterdir()):
-            raise UsageError(
-                f"{known!r} has no sub-folders that name the classes; give --classes cat,dog,car or --guard FILE"
-            )
-        classes = str(Path(known).resolve())
+        classes = _classes_of(known)
     encoder, detector, negatives, *machine = options_
     return make_guard(classes, guard_file, encoder, detector, negatives, None, *machine)
+
+
+def _classes_of(known: str) -> str:
+    """The classes that sub-folders name, as --classes takes them.
+
+    Raises:
+        UsageError: there are none.
+    """
+    import numpy as np
+
+    from outclass.index.table import is_index, open_images
+    from outclass.known import Known
+
+    source = open_images(known)  # where there is nothing, that is what is wrong
+    if Path(known).is_dir() and not is_index(known):
+        if any(one.is_dir() for one in Path(known).iterdir()):
+            return str(Path(known).resolve())
+    else:
+        ids = tuple(item.id for item in source)
+        if folders := Known(ids, np.empty((len(ids), 0), np.float32)).sub_folders():
+            row = io.StringIO()
+            csv.writer(row).writerow(folder.replace("_", " ") for folder in folders)
+            return row.getvalue()
+    raise UsageError(f"{known!r} has no sub-folders that name the classes; give --classes cat,dog,car or --guard FILE")
 
 
 def _check_out(out: Path | None) -> Path:

@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from outclass.cli import options
-from outclass.errors import NotReadyError
+from outclass.cli.tiles import BoxFile, OverlayFolder, TileGrid, TileScoreName
+from outclass.cli.watching import Every, Watched, watched
+from outclass.errors import NotReadyError, UsageError
 from outclass.images.decode import MAX_PIXELS
-from outclass.images.sources import FPS
+from outclass.images.sources import FPS, Source
+from outclass.images.watch import EVERY
 
 SOME_FAILED = 3
 OUT = "Output"
@@ -21,7 +24,8 @@ def scan(
         str,
         typer.Argument(
             help="A folder, an image, a list (.txt, table.csv:COLUMN), a .zip, .tar, .tar.gz or .parquet, a video, a "
-            "quoted glob pattern of such files ('photos/**/*.jpg', 'shards/*.tar'), or an index (photos.lance)."
+            "quoted glob pattern of such files ('photos/**/*.jpg', 'shards/*.tar'), or an index (photos.lance). All "
+            "but an index may also lie at an address: s3://bucket/photos, hf://datasets/user/name."
         ),
     ],
     classes: options.Classes = None,
@@ -34,6 +38,15 @@ def scan(
         typer.Option("--out", "-o", help="Folder for verdicts.csv, summary.json and report.html.", rich_help_panel=OUT),
     ] = None,
     format: Annotated[str, typer.Option(help="csv, jsonl or parquet.", rich_help_panel=OUT)] = "csv",
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With -o: write verdicts-00000.csv and so on, so many rows each, and manifest.json. A scan that was "
+            "stopped goes on when the same command is run again. 100000 suits most.",
+            rich_help_panel=OUT,
+        ),
+    ] = None,
     sort_into: Annotated[
         Path | None,
         typer.Option(
@@ -47,6 +60,13 @@ def scan(
         int, typer.Option(min=0, help="Exit with 0 although this many images could not be read.", rich_help_panel=OUT)
     ] = 0,
     fps: Annotated[float, typer.Option(help="Frames a second that are taken from a video.")] = FPS,
+    http: Annotated[bool, typer.Option("--http", help="Fetch a file from an https:// address, too.")] = False,
+    watch: Watched = False,
+    every: Every = EVERY,
+    tiles: TileGrid = None,
+    boxes: BoxFile = None,
+    tile_score: TileScoreName = None,
+    overlay: OverlayFolder = None,
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
     negatives: options.NegativeWords = None,
@@ -78,7 +98,7 @@ def scan(
     """Say of every image whether it belongs to the classes you know.
 
     A file that cannot be read is a row with its error, and the run goes on. Exit code: 0 all scored, 3 some could not
-    be read, 2 wrong usage, 1 crash.
+    be read, 2 wrong usage, 1 crash, 130 stopped by Ctrl-C.
 
     [bold]Examples[/]
 
@@ -92,12 +112,21 @@ def scan(
 
       outclass scan "shards/*.tar" --classes cat,dog,car -o out --format parquet --sort-into sorted
 
+      outclass scan "shards/*.tar" --classes cat,dog,car -o out --format parquet --shard-rows 100000
+
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
 
       outclass scan photos.lance --classes cat,dog,car
+
+      outclass scan s3://bucket/photos --classes cat,dog,car --threads 16 -o out
+
+      outclass scan incoming --classes cat,dog,car --watch -o out
+
+      outclass scan photos --classes cat,dog,car --tiles 3x3 -o out --overlay drawn
     """
     from outclass.cli.guards import make_guard
     from outclass.cli.judging import run
+    from outclass.cli.tiles import tiling
     from outclass.decide.checks import check_share
     from outclass.images.sources import open_source
     from outclass.index.table import Index, is_index
@@ -106,7 +135,13 @@ def scan(
     check_format(format)
     if fdr is not None:
         check_share(fdr, "--fdr")
-    source = Index(photos) if is_index(photos) else open_source(photos, fps)
+    if shard_rows is not None:
+        check_sharded(out, fdr, sort_into)
+    source: Source
+    if watch:
+        source = watched(photos, every, fdr, shard_rows is not None, bool(tiles or boxes))
+    else:
+        source = Index(photos) if is_index(photos) else open_source(photos, fps, http)
     guard = make_guard(
         classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, batch_size, max_pixels
     )
@@ -124,6 +159,28 @@ def scan(
             "--sort-into needs a threshold to decide by: set one, --threshold VALUE, or calibrate one, "
             "outclass calibrate FOLDER -o my.guard"
         )
-    failed = run(guard, source, out, format, quiet, source.find if thumbnails else None, fdr, sort_into)
+    parts = tiling(guard, tiles, boxes, tile_score, overlay, fdr, shard_rows is not None)
+    find = source.find if thumbnails else None
+    failed = run(guard, source, out, format, quiet, find, fdr, sort_into, shard_rows, parts, overlay)  # type: ignore[arg-type]
     if failed > allow_failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def check_sharded(out: Path | None, fdr: float | None, sort_into: Path | None) -> None:
+    """Refuse what does not go together with --shard-rows.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if out is None:
+        raise UsageError("--shard-rows needs a folder for the shards: -o DIR")
+    if fdr is not None:
+        raise UsageError(
+            "--fdr compares the p-values of all images, and shards are finished one by one: leave --shard-rows out, or "
+            "take p_value from the shards and outclass.false_discovery"
+        )
+    if sort_into is not None:
+        raise UsageError(
+            "--sort-into makes a new folder in one go, and a scan in shards may be stopped and go on: leave one of the "
+            "two out"
+        )

@@ -77,9 +77,8 @@ class VerdictTable:
         Console().print(table)
 
 
-def summary_line(scan: Scan, seconds: float, guard: Guard) -> str:
-    """One sentence about a whole scan."""
-    read = scan.n - scan.n_failed
+def summary_line(scan: Scan, seconds: float, guard: Guard, read: int) -> str:
+    """One sentence about a whole scan, which read so many images in those seconds."""
     parts = [f"{scan.n} image{'' if scan.n == 1 else 's'}"]
     if guard.threshold:
         parts.append(f"{scan.n_id} ID, {scan.n_ood} OOD")

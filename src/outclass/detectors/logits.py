@@ -39,26 +39,36 @@ def score_tiles(score: Callable[[Array], Array], vectors: Floats, *words: Floats
     Returns:
         (n,) scores in the precision of ``vectors``.
     """
+    scores = np.empty(len(vectors), vectors.dtype)
+
+    def keep(cosines: Array, rows: slice) -> None:
+        scores[rows] = score(cosines)
+
+    for_tiles(keep, vectors, *words, scale=scale)
+    return scores
+
+
+def for_tiles(work: Callable[[Array, slice], None], vectors: Floats, *words: Floats, scale: float = 1.0) -> None:
+    """What ``score_tiles`` does, for ``work`` that keeps what it finds itself: it is told which rows it is given."""
     width = sum(map(len, words))
     block, tile = (max(1, size // width) for size in (BLOCK, TILE))
     memory = np.empty((min(block, len(vectors)), width), vectors.dtype)
-    scores = np.empty(len(vectors), vectors.dtype)
 
-    def work(cosines: Array, scores: Array) -> None:
+    def share_of(cosines: Array, first: int) -> None:
         for low in range(0, len(cosines), tile):
-            scores[low : low + tile] = score(cosines[low : low + tile])
+            some = cosines[low : low + tile]
+            work(some, slice(first + low, first + low + len(some)))
 
     if len(vectors) <= tile:  # one image by itself starts no thread
-        work(_multiply(vectors, words, scale, memory), scores)
-        return scores
+        share_of(_multiply(vectors, words, scale, memory), 0)
+        return
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(vectors), block):
             cosines = _multiply(vectors[first : first + block], words, scale, memory)
             share = max(tile, math.ceil(len(cosines) / (2 * THREADS)))  # two for each thread, of one size
-            cuts = range(share, len(cosines), share)
-            parts = np.split(cosines, cuts), np.split(scores[first : first + block], cuts)
-            list(pool.map(work, *parts))  # waits, and raises what a thread raised
-    return scores
+            starts = range(0, len(cosines), share)
+            parts = [cosines[start : start + share] for start in starts], [first + start for start in starts]
+            list(pool.map(share_of, *parts))  # waits, and raises what a thread raised
 
 
 def _multiply(images: Floats, words: Sequence[Floats], scale: float, memory: Array) -> Array:

@@ -11,13 +11,13 @@ against 10,000 words then still mean something, because the prior no longer coun
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from outclass.detectors.base import Context, Detector, DetectorInfo, Floats, check_vectors, register
-from outclass.detectors.logits import Array, check_temperature, row_sums, score_tiles
+from outclass.detectors.logits import Array, check_temperature, for_tiles, row_sums, score_tiles
 from outclass.errors import UsageError
 
 # Float32 holds e^88: logits up to this need no shift, even summed over millions of classes.
@@ -30,18 +30,77 @@ HINT = (
 WITHOUT = "the detector {!r} needs negatives: words that are none of the classes; " + HINT
 
 
-class _Negatives(Detector):
+class Nearest(NamedTuple):
+    """Scores, and the words that fit best.
+
+    Attributes:
+        scores: (n,) float32 ``ood_score``, higher = more OOD.
+        known: (n,) row of the known class that fits each image best.
+        negative: (n,) row of the negative that does, as they were given.
+    """
+
+    scores: Floats
+    known: npt.NDArray[np.intp]
+    negative: npt.NDArray[np.intp]
+
+
+class WithNegatives(Detector):
     """Base: keeps the negatives, in the order of their groups."""
 
     negatives: Floats
     temperature: float
+    order: npt.NDArray[np.intp] | None = None  # which of the given negatives each of them is
+    spare: npt.NDArray[np.intp]  # given negatives that are in no group
+    spare_vectors: Floats
 
     def fit(self, context: Context) -> Self:
         super().fit(context)
         if context.negatives is None or not len(context.negatives):
             raise UsageError(WITHOUT.format(self.info.name))
-        self.negatives = check_vectors(context.negatives, "negatives", dim=self._fitted().shape[1])
+        self._keep(check_vectors(context.negatives, "negatives", dim=self._fitted().shape[1]))
         return self
+
+    def _keep(self, given: Floats, order: npt.NDArray[np.intp] | None = None) -> None:
+        """Keep some of the given negatives, in this order; None = all, as they are."""
+        self.order = np.arange(len(given)) if order is None else order
+        self.spare = np.setdiff1d(np.arange(len(given)), self.order)
+        self.spare_vectors = given[self.spare]
+        self.negatives = given if order is None else np.ascontiguousarray(given[order])
+
+    @property
+    def knows_order(self) -> bool:
+        """Whether ``score_and_nearest`` can be asked: fitted here, not made again from ``state``."""
+        return self.order is not None
+
+    def score_and_nearest(self, vectors: Floats) -> Nearest:
+        """What ``score`` says, and the words that fit best, of one product of images and words instead of three.
+
+        Args:
+            vectors: (n, d) float32, unit rows.
+
+        Raises:
+            NotReadyError: not fitted.
+            UsageError: wrong shape, NaN or infinity in a row.
+        """
+        vectors = check_vectors(vectors, "vectors", dim=self._fitted().shape[1])
+        k, n = len(self._fitted()), len(vectors)
+        scores, fit = np.empty(n, np.float32), np.empty(n, vectors.dtype)
+        known, negative = np.empty(n, np.intp), np.empty(n, np.intp)
+
+        def work(logits: Array, rows: slice) -> None:
+            known[rows] = [row.argmax() for row in logits[:, :k]]  # one by one: numpy would copy the part first
+            best = [row.argmax() for row in logits[:, k:]]
+            negative[rows], fit[rows] = best, logits[np.arange(len(best)), np.add(best, k)]
+            scores[rows] = self._from_logits(logits)
+
+        for_tiles(work, vectors, self._fitted(), self.negatives, scale=1 / self.temperature)
+        assert self.order is not None
+        negative = self.order[negative]
+        if len(self.spare):
+            others = (vectors / self.temperature) @ self.spare_vectors.T
+            better = others.max(axis=1) > fit
+            negative[better] = self.spare[others[better].argmax(axis=1)]
+        return Nearest(scores, known, negative)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         return {**super().state(), "negatives": self.negatives}
@@ -60,7 +119,7 @@ class _Negatives(Detector):
         raise NotImplementedError
 
 
-class _Grouped(_Negatives):
+class _Grouped(WithNegatives):
     """Mean over the groups of c_g.
 
     Args:
@@ -89,7 +148,7 @@ class _Grouped(_Negatives):
         super().fit(context)
         kept = len(self.negatives) - len(self.negatives) % min(self.groups, len(self.negatives))
         order = context.group_permutation if context.group_permutation is not None else np.arange(len(self.negatives))
-        self.negatives = np.ascontiguousarray(self.negatives[order[order < kept]])
+        self._keep(self.negatives, order[order < kept])
         return self
 
     def _cut(self) -> tuple[int, int, int, float]:

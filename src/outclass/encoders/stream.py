@@ -8,7 +8,7 @@ import numpy as np
 
 from outclass.encoders.base import Encoder, patch_encoder
 from outclass.images.loader import CHUNK, Loaded, Reader, chunks, map_ordered, usable_cores
-from outclass.images.sources import Item
+from outclass.images.sources import Item, Source
 from outclass.records import Features
 
 
@@ -36,11 +36,17 @@ def encode_stream(
             flight are held.
 
     Yields:
-        Features in source order; no item is lost, doubled or reordered.
+        Features in source order; no item is lost, doubled or reordered. Of a live source an empty batch after each of
+        its rounds, which says that nothing more comes for now.
 
     Raises:
         UsageError: ``patches`` of an encoder that has none.
     """
+    if isinstance(items, Source) and items.live:
+        for part in items.rounds():
+            yield from encode_stream(part, encoder, reader, batch_size, threads, patches)
+            yield Features((), (), np.empty((0, encoder.info.dim), np.float32))
+        return
     threads = threads or usable_cores()
     batch_size = batch_size or encoder.info.batch_size
     if encoder.info.parallel > 1 or threads == 1:

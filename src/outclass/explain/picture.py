@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+
+from outclass import atomic
+from outclass.errors import UsageError
 
 # Even steps of lightness (0.34 to 0.91 in Oklab) from blue over red to yellow, so that equal steps of the score look
 # equal, and dark to light is the order for colour-blind eyes too.
@@ -175,6 +180,21 @@ class Scene:
                     f'text-anchor="{part.anchor}" dominant-baseline="central">{escape(part.text)}</text>'
                 )
         return "\n".join([*lines, "</svg>", ""])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture: ``.png``, ``.jpg``, or ``.svg`` with its words as text.
+
+        Raises:
+            UsageError: another ending, or the place cannot be written to.
+        """
+        kind = Path(path).suffix.lower()
+        if kind not in (".png", ".jpg", ".svg"):
+            raise UsageError(f"cannot write {os.fspath(path)!r}: expected a name that ends in .jpg, .png or .svg")
+        with atomic.write(path, "wb") as file:
+            if kind == ".svg":
+                file.write(self.to_svg().encode())
+            else:
+                self.to_image().save(file, "PNG" if kind == ".png" else "JPEG", quality=90)
 
 
 def scale_of(scores: Floats) -> tuple[float, float]:

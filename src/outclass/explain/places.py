@@ -6,14 +6,12 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from outclass import atomic
 from outclass.encoders.base import Encoder, patch_encoder
 from outclass.errors import UsageError
 from outclass.explain.picture import Label, Scene
@@ -143,17 +141,12 @@ class Explanation:
         return self._scene(most).to_image()
 
     def save(self, path: str | os.PathLike[str], most: int = 3) -> None:
-        """Write the picture: ``.png``, or ``.svg`` with its words as text.
+        """Write the picture: ``.png``, ``.jpg``, or ``.svg`` with its words as text.
 
         Raises:
             UsageError: another ending, or the place cannot be written to.
         """
-        kind = Path(path).suffix.lower()
-        if kind not in (".png", ".svg"):
-            raise UsageError(f"cannot write {os.fspath(path)!r}: expected a name that ends in .png or .svg")
-        scene = self._scene(most)
-        with atomic.write(path, "wb") as file:
-            file.write(scene.to_svg().encode() if kind == ".svg" else _png(scene.to_image()))
+        self._scene(most).save(path)
 
     def _repr_png_(self) -> bytes:
         return _png(self.draw())

@@ -79,7 +79,7 @@ class ZipMember(Stored):
         """
         with self.archive.open(self.info) as file:
             data = file.read(MAX_BYTES + 1)  # what the directory says of its size need not be true
-        _check_size(len(data))
+        check_size(len(data))
         return data
 
 
@@ -88,14 +88,14 @@ class Zip(Archive):
 
     def count(self) -> int | None:
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with self._archive() as archive:
                 return sum(has_image_name(name) for name in archive.namelist() if not _hidden(name))
         except Exception:  # the scan itself says what is wrong
             return None
 
     def _members(self) -> Iterator[Item | None]:
         try:
-            archive = zipfile.ZipFile(self.path)  # the members keep it; it closes with the last
+            archive = self._archive()  # the members keep it; it closes with the last
         except Exception as error:  # broken bytes raise nearly anything
             yield self._broken(0, f"its directory, at the end of the file, cannot be read ({error})")
             return
@@ -104,9 +104,15 @@ class Zip(Archive):
             if info.is_dir() or _hidden(name):
                 continue
             if has_image_name(name) or self._looks_like_image(archive, info):
-                yield Item(self._id(name), ZipMember(archive, info))
+                yield Item(self._id(name), self._member(archive, info))
             else:
                 yield None
+
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+    def _member(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
+        return ZipMember(archive, info)
 
     @staticmethod
     def _looks_like_image(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
@@ -136,7 +142,7 @@ class Part(Stored):
             ImageError: larger than any image, or the file has become shorter.
             OSError: the file cannot be read any more.
         """
-        _check_size(self.size)
+        check_size(self.size)
         with open_regular(self.path) as file:
             file.seek(self.offset)
             data = file.read(self.size)
@@ -149,22 +155,29 @@ class Tar(Archive):
     """The images in a tar file, plain or packed with gzip; shards in the layout of webdataset are such files.
 
     A plain one must not change during a scan.
+
+    Attributes:
+        streamed: it is read once from front to back, and its images are held from there to the decoder.
     """
 
     def __init__(self, path: str, id: str) -> None:
         super().__init__(path, id)
         self._packed = not path.lower().endswith(".tar")
+        self.streamed = self._packed
 
     def find(self, id: str) -> ImageLike | None:
-        """As everywhere; None in a packed file, which would have to be unpacked once more."""
-        return None if self._packed else super().find(id)
+        """As everywhere; None in a file that is streamed, which would have to be read once more."""
+        return None if self.streamed else super().find(id)
+
+    def _open(self) -> IO[bytes]:
+        return open_regular(self.path)
 
     def _members(self) -> Iterator[Item | None]:
         members = 0
         try:
-            with open_regular(self.path) as raw:
+            with self._open() as raw:
                 file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self._packed else raw
-                size = None if self._packed else os.fstat(raw.fileno()).st_size
+                size = None if self.streamed else os.fstat(raw.fileno()).st_size
                 for info in _headers(file):
                     if size is not None and info.offset_data + info.size * info.isreg() > size:
                         raise EOFError(f"cut off inside {info.name!r}")
@@ -185,10 +198,10 @@ class Tar(Archive):
             head = file.read(min(SNIFF_BYTES, info.size))
             if not looks_like_image(head):
                 return None
-        if not self._packed:
+        if not self.streamed:
             return Item(self._id(name), Part(self.path, info.offset_data, info.size))
         if info.size > MAX_HELD:
-            reason = f"{_too_large(info.size, MAX_HELD)} in a packed archive; unpack it to a plain .tar"
+            reason = f"{_too_large(info.size, MAX_HELD)} in an archive that is packed or remote; use a plain .tar here"
             return Item(self._id(name), Unreadable(reason))
         file.seek(info.offset_data + len(head))  # never back: that would unpack everything once more
         data = head + file.read(info.size - len(head))
@@ -225,7 +238,12 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Refuse what is larger than any image.
+
+    Raises:
+        ImageError: ``size`` is over the cap, bytes.
+    """
     if size > MAX_BYTES:
         raise ImageError(_too_large(size, MAX_BYTES))
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from outclass.errors import ImageError
+from outclass.images import turbo
 
 
 class Stored:
@@ -111,9 +112,9 @@ def rgb(
 
     Args:
         source: path, encoded bytes, PIL image, (H, W, 3) or (H, W) uint8 array, or what is Stored in another file.
-        min_short_side: pixels of the short side that are needed. An image of twice that size and more is shrunk by
-            a whole factor while it is read (JPEG: by the decoder), which takes a fraction of the time and memory.
-            None = full size.
+        min_short_side: pixels of the short side that are needed. An image of four times that size and more is shrunk
+            by a whole factor, to no less than twice that size, while it is read (JPEG: by the decoder), which takes a
+            fraction of the time and memory. None = full size.
         max_pixels: refuse a larger image before its pixels are decoded.
         budget: shared by the threads that decode.
 
@@ -142,6 +143,8 @@ def rgb(
             pixels = width * height if whole else image.width * image.height
             weight = HEAVY_FORMATS.get(image.format or "", 1)
             held.enter_context((budget or PixelBudget(max_pixels)).hold(weight * pixels))
+            if not lent and image.size == (width, height) and (read := turbo.decode(image)):
+                image = read
             with LENT if lent else contextlib.nullcontext():
                 image.load()
             yield _finish(image.copy() if lent else image, (width, height), min_short_side)

@@ -104,17 +104,21 @@ def to_pixels(image: Image.Image, how: Preprocess) -> npt.NDArray[np.uint8]:
     width, height = image.info.get("full_size", image.size)
     shrunk_by = image.info.get("shrunk_by", 1)
     short, long = min(width, height), max(width, height)
-    if how.resize == "short_side" and long > LONGEST_ASPECT * short:
+    box = (0.0, 0.0, width / shrunk_by, height / shrunk_by)
+    if how.resize == "squash":
+        return np.asarray(image.resize((how.size, how.size), kernel, box=box))
+    if long > LONGEST_ASPECT * short:
         kept = short * how.size / how.resize_to
         left, top = (width - kept) / 2, (height - kept) / 2
-        box = tuple(edge / shrunk_by for edge in (left, top, left + kept, top + kept))
+        box = (left / shrunk_by, top / shrunk_by, (left + kept) / shrunk_by, (top + kept) / shrunk_by)
         return np.asarray(image.resize((how.size, how.size), kernel, box=box))
-    scaled = (how.size, how.size)
-    if how.resize == "short_side":
-        scaled_long = int(how.resize_to * long / short)  # truncated, as CLIP's own processor does
-        scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
-    if scaled != image.size:
-        image = image.resize(scaled, kernel, box=(0, 0, width / shrunk_by, height / shrunk_by))
+    scaled_long = int(how.resize_to * long / short)  # truncated, as CLIP's own processor does
+    scaled = (how.resize_to, scaled_long) if width <= height else (scaled_long, how.resize_to)
     cut = round if how.margin == "even" else math.floor  # Python rounds a half to even, as torchvision does
     left, top = cut((scaled[0] - how.size) / 2), cut((scaled[1] - how.size) / 2)
+    if width > height:  # Pillow resizes the width first: cropped in between, the pixels are the same, for less work
+        image = image.resize((scaled[0], image.height), kernel, box=(0, 0, box[2], image.height))
+        image = image.crop((left, 0, left + how.size, image.height))
+        box, scaled, left = (0, 0, how.size, box[3]), (how.size, scaled[1]), 0
+    image = image.resize(scaled, kernel, box=box)
     return np.asarray(image.crop((left, top, left + how.size, top + how.size)))

@@ -58,13 +58,19 @@ class Source:
     Attributes:
         root: what ids are relative to, for messages and reports; empty for in-memory images.
         ignored: files passed over in the last iteration because they are no images.
+        live: more Items may come after a pause, so verdicts are wanted at the end of each of its ``rounds``.
     """
 
     root: str = ""
     ignored: int = 0
+    live: bool = False
 
     def __iter__(self) -> Iterator[Item]:
         raise NotImplementedError
+
+    def rounds(self) -> Iterator[Iterable[Item]]:
+        """The Items in runs, between which a live source waits for more; all in one where it is not live."""
+        yield self
 
     def count(self) -> int | None:
         """About how many Items there are, without opening an image; None when that would take a pass over all."""
@@ -88,14 +94,15 @@ class Folder(Source):
     def __iter__(self) -> Iterator[Item]:
         self.ignored = 0
         for path, is_image in self._walk(self.root, frozenset()):
-            if is_image is None:
-                is_image = _sniff(path)
-            if is_image:
-                yield Item(_relative_id(path, self.root), path)
+            if is_image is True or (is_image is None and holds_image(path)):
+                yield self._item(path)
             else:
                 self.ignored += 1
 
-    def count(self) -> int:
+    def _item(self, path: str) -> Item:
+        return Item(_relative_id(path, self.root), path)
+
+    def count(self) -> int | None:
         return sum(is_image is True for _, is_image in self._walk(self.root, frozenset()))
 
     def _walk(self, folder: str, above: frozenset[str]) -> Iterator[tuple[str, bool | None]]:
@@ -104,21 +111,24 @@ class Folder(Source):
         if real in above:
             return
         try:
-            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+            with os.scandir(folder) as entries:
+                # A folder sorts as if its name ended in the separator: "a/b" after "a.jpg", but before "a0". Of a
+                # million files the names alone are held; entries would take four times the memory.
+                names = sorted(_sorted_as(entry) for entry in entries if not entry.name.startswith("."))
         except OSError as error:
             if not above:
                 raise UsageError(f"cannot list the folder {folder!r}: {error.strerror}") from error
             # Images may be lost in there: say so with a row, which reading the folder as an image becomes.
             yield folder, True
             return
-        # "a/b" sorts after "a.jpg" but before "a0": a folder sorts as if its name ended in the separator.
-        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name) + b"/" * _is_dir(entry)):
-            if _is_dir(entry):
-                yield from self._walk(entry.path, above | {real})
-            elif has_image_name(entry.name):
-                yield entry.path, True  # dangling links and pipes included: each becomes a row with an error
+        for name in names:
+            path = os.path.join(folder, os.fsdecode(name.removesuffix(b"/")))
+            if name.endswith(b"/"):
+                yield from self._walk(path, above | {real})
+            elif has_image_name(path):
+                yield path, True  # dangling links and pipes included: each becomes a row with an error
             else:
-                yield entry.path, None if _is_file(entry) else False
+                yield path, None if _is_file(path) else False
 
 
 class Files(Source):
@@ -168,10 +178,17 @@ class Files(Source):
     def find(self, id: str) -> ImageLike | None:
         ends = [place for place, sign in enumerate(id) if sign == "/"] + [id.rfind("@")]
         for outer in (id[:end] for end in ends if end > 0):
-            if outer not in self._opened and (inner := _container(os.path.join(self.root, outer), outer, self.fps)):
+            if outer not in self._opened and (inner := self._inside(outer)):
                 self._opened[outer] = inner
             if outer in self._opened:
                 return self._opened[outer].find(id)
+        return self._alone(id)
+
+    def _inside(self, id: str) -> Source | None:
+        """What the file of an id holds; None where it is one image itself."""
+        return _container(os.path.join(self.root, id), id, self.fps)
+
+    def _alone(self, id: str) -> ImageLike | None:
         return super().find(id)
 
 
@@ -184,11 +201,20 @@ class Kept(Source):
     def __init__(self, source: Source) -> None:
         self.source = source
         self.root = source.root
+        self.live = source.live
         self._waiting: deque[Item] = deque()
 
     def __iter__(self) -> Iterator[Item]:
         self._waiting.clear()
-        for item in self.source:
+        yield from self._keep(self.source)
+
+    def rounds(self) -> Iterator[Iterable[Item]]:
+        """Those of the source, kept as well."""
+        self._waiting.clear()
+        yield from map(self._keep, self.source.rounds())
+
+    def _keep(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
             self._waiting.append(item)
             yield item
 
@@ -209,15 +235,17 @@ class Kept(Source):
             yield self._waiting.popleft()
 
 
-def open_source(source: Any, fps: float = FPS) -> Source:
+def open_source(source: Any, fps: float = FPS, http: bool = False) -> Source:
     """Turn what a user hands over into a Source.
 
     Args:
         source: a folder, a file, a glob pattern (``photos/**/*.jpg``), a Source, or an iterable of paths, bytes, PIL
             images, (H, W, 3) uint8 arrays, (id, image) pairs or rows of a Hugging Face dataset (mappings that hold a
             picture). A file may be an image, a list (``.txt``, a path a line), a table (``photos.csv:COLUMN``,
-            ``photos.parquet:COLUMN``), an archive (``.zip``, ``.tar``, ``.tar.gz``) or a video.
+            ``photos.parquet:COLUMN``), an archive (``.zip``, ``.tar``, ``.tar.gz``) or a video. All of these may also
+            lie at an address that fsspec knows (``s3://bucket/photos``, ``hf://datasets/user/name``).
         fps: frames a second that are taken from a video.
+        http: a file at an ``http://`` or ``https://`` address is fetched too.
 
     Raises:
         UsageError: the path does not exist, the pattern matches nothing, the column is unknown, ``fps`` is not
@@ -229,7 +257,7 @@ def open_source(source: Any, fps: float = FPS) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(os.fspath(source), fps)
+        return _open_path(os.fspath(source), fps, http)
     one_picture = isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim < 4
     single = isinstance(source, (bytes, bytearray)) or one_picture
     if isinstance(source, Mapping):
@@ -245,7 +273,7 @@ def open_source(source: Any, fps: float = FPS) -> Source:
     )
 
 
-def _open_path(path: str, fps: float) -> Source:
+def _open_path(path: str, fps: float, http: bool) -> Source:
     if os.path.isdir(path):
         return Folder(path)
     if os.path.lexists(path):
@@ -253,6 +281,10 @@ def _open_path(path: str, fps: float) -> Source:
     table, _, column = path.rpartition(":")
     if table.lower().endswith(TABLES) and os.path.isfile(table):
         return _open_file(table, column, fps)
+    if "://" in path:
+        from outclass.images.remote import open_remote
+
+        return open_remote(path, fps, http)
     if glob.has_magic(path):
         found = (name for name in glob.iglob(path, recursive=True) if not os.path.isdir(name))
         matches = sorted(found, key=os.fsencode)
@@ -260,8 +292,6 @@ def _open_path(path: str, fps: float) -> Source:
             raise UsageError(f"no file matches the pattern {path!r}")
         plain = path[: min(path.find(sign) for sign in "*?[" if sign in path)]
         return Files(matches, os.path.dirname(plain) or ".", fps)
-    if "://" in path:
-        raise UsageError(f"{path!r} is an address; outclass fetches nothing by itself: download it and scan the folder")
     raise UsageError(f"no such file or folder: {path!r}")
 
 
@@ -339,21 +369,22 @@ def printable(path: str) -> str:
     return os.fsencode(path.replace(os.sep, "/")).decode("utf-8", "backslashreplace")
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def _sorted_as(entry: os.DirEntry[str]) -> bytes:
     try:
-        return entry.is_dir()
+        return os.fsencode(entry.name) + b"/" * entry.is_dir()
+    except OSError:
+        return os.fsencode(entry.name)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
-        return False
-
-
-def _sniff(path: str) -> bool:
+def holds_image(path: str) -> bool:
+    """Whether a file begins like an image."""
     try:
         with open_regular(path) as file:
             return looks_like_image(file.read(SNIFF_BYTES))

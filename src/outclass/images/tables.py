@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import itertools
 import os
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 from outclass.errors import MissingExtraError, UsageError
 from outclass.images.decode import ImageLike
@@ -24,20 +25,26 @@ ROWS_AT_ONCE = 8  # of a parquet file
 BUFFER = 1 << 20  # bytes read at a time, of a row group that may be as large as the file
 
 Entry = tuple[str, ImageLike]  # (id, path or the reason why there is none)
+Opened = Callable[[], IO[bytes]]
 
 
 class Lines:
     """The paths in a text file, one a line, UTF-8; empty lines are passed over.
 
     A path is relative to the folder of the list, and is the id as it is written.
+
+    Args:
+        path: the file.
+        opened: opens it, where that is not done by its path.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, opened: Opened | None = None) -> None:
         self.path = path
-        _open_text(path).close()
+        self._opened = opened or (lambda: open(path, "rb"))  # noqa: SIM115 (closed where it is read)
+        _open_text(path, self._opened).close()
 
     def __iter__(self) -> Iterator[Entry]:
-        with _open_text(self.path) as file:
+        with _open_text(self.path, self._opened) as file:
             for line in file:
                 if entry := line.rstrip("\r\n"):
                     yield _entry(self.path, entry)
@@ -49,15 +56,17 @@ class Column:
     Args:
         path: the file; its first line names the columns.
         column: None = ``path``.
+        opened: opens it, where that is not done by its path.
 
     Raises:
         UsageError: there is no such column.
     """
 
-    def __init__(self, path: str, column: str | None = None) -> None:
+    def __init__(self, path: str, column: str | None = None, opened: Opened | None = None) -> None:
         self.path = path
         self.column = column or PATH
-        with _open_text(path) as file:
+        self._opened = opened or (lambda: open(path, "rb"))  # noqa: SIM115 (closed where it is read)
+        with _open_text(path, self._opened) as file:
             try:
                 columns = list(self._rows(file).fieldnames or ())
             except csv.Error as error:
@@ -70,7 +79,7 @@ class Column:
 
     def __iter__(self) -> Iterator[Entry]:
         name = printable(os.path.basename(self.path))
-        with _open_text(self.path) as file:
+        with _open_text(self.path, self._opened) as file:
             rows, line = self._rows(file), 1
             try:
                 for row in rows:
@@ -116,7 +125,7 @@ class Parquet(Source):
                 first = 0
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
-                    if rows > os.path.getsize(self.path):
+                    if rows > self._size():
                         raise OSError("its directory is damaged")
                     yield from self._group(file, group, first, column)
                     first += rows
@@ -173,7 +182,14 @@ class Parquet(Source):
     def _open(self) -> ParquetFile:
         from pyarrow.parquet import ParquetFile
 
-        return ParquetFile(self.path, buffer_size=BUFFER, pre_buffer=False)
+        return ParquetFile(self._file(), buffer_size=BUFFER, pre_buffer=False)
+
+    def _file(self) -> Any:
+        """What pyarrow opens: a path or a file."""
+        return self.path
+
+    def _size(self) -> int:
+        return os.path.getsize(self.path)
 
     def _column(self, schema: pyarrow.Schema) -> str:
         holders = [field.name for field in schema if _holds_images(field.type)]
@@ -211,11 +227,13 @@ def _holds_images(kind: pyarrow.DataType) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _open_text(path: str) -> IO[str]:
-    with open(path, "rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise UsageError(f"{path!r} is written in UTF-16; save it as UTF-8")
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _open_text(path: str, opened: Opened) -> IO[str]:
+    file = opened()
+    if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        file.close()
+        raise UsageError(f"{path!r} is written in UTF-16; save it as UTF-8")
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _entry(table: str, entry: str) -> Entry:

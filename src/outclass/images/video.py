@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -68,7 +68,7 @@ class Video(Source):
         wanted = Fraction(0)
         damage: list[str] = []
         try:
-            with av.open(self.path) as container:
+            with av.open(self._file()) as container:
                 for time, frame in _frames(container, damage):
                     if time >= wanted:
                         wanted = (math.floor(time * self.fps) + 1) / self.fps
@@ -83,7 +83,7 @@ class Video(Source):
 
         try:
             wanted = Fraction(id.removeprefix(f"{self.id}@").removesuffix("s"))
-            with av.open(self.path) as container:
+            with av.open(self._file()) as container:
                 stream = container.streams.video[0]
                 first = _time(next(container.decode(stream)))
                 # To the key frame before it.
@@ -96,6 +96,10 @@ class Video(Source):
         except (av.FFmpegError, OSError, ValueError, StopIteration):
             pass
         return None
+
+    def _file(self) -> Any:
+        """What PyAV opens: a path or a file."""
+        return self.path
 
     def _id(self, time: Fraction) -> str:
         return f"{self.id}@{float(time):.3f}s"

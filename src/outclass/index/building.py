@@ -24,21 +24,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from outclass.encoders.base import Encoder, Vectors, load_encoder
+from outclass.encoders.base import Encoder, Vectors, load_encoder, patch_encoder
 from outclass.encoders.stream import encode_stream
 from outclass.errors import ImageError, UsageError
 from outclass.images.decode import LENT, MAX_PIXELS, ImageLike, PixelBudget, Stored, open_regular, rgb
 from outclass.images.loader import Reader
 from outclass.images.preprocess import to_pixels
 from outclass.images.sources import FPS, Item, Source, open_source
+from outclass.images.thumbnail import small_jpeg
 from outclass.index.table import Index, is_index
-from outclass.index.writer import Known, Stamp, Writer
+from outclass.index.writer import Halves, Known, Stamp, Writer
 from outclass.progress import track
 
 log = logging.getLogger("outclass")
 
 BATCH = 1024  # rows a commit
 BATCH_SECONDS = 30  # or what came in this time, for a slow encoder
+BATCH_BYTES = 1 << 27  # or local vectors of this size
 HASH_BYTES = 16
 
 SAME = "the image is the one that was encoded before"  # which no image that cannot be read says
@@ -84,6 +86,8 @@ def build(
     max_pixels: int = MAX_PIXELS,
     fps: float = FPS,
     rehash: bool = False,
+    patches: bool = False,
+    thumbnails: bool = False,
     progress: bool = False,
 ) -> Indexed:
     """Index images, or bring an index up to date with them.
@@ -95,13 +99,17 @@ def build(
         device, threads, batch_size, max_pixels: as for a guard.
         fps: frames a second that are taken from a video.
         rehash: read every file and compare hashes, also where size and time of change are those of the index.
+        patches: a new index is to hold local vectors, which some detectors need: p * dim * 2 bytes an image. One that
+            is there goes on as it was begun.
+        thumbnails: a new index is to hold small pictures, likewise.
         progress: show a progress bar on stderr.
 
     Returns:
         What was done.
 
     Raises:
-        UsageError: no such source, or another process writes to the index.
+        UsageError: no such source, another process writes to the index, it was begun without what is wanted now, or
+            ``patches`` of an encoder that has none.
         MismatchError: the index was made with another encoder, or is none of ours.
         MissingExtraError: lancedb is not installed.
     """
@@ -109,10 +117,12 @@ def build(
         raise UsageError(f"{os.fspath(source)!r} is an index already; index the images it was made of")
     opened = open_source(source, fps)
     made = load_encoder(encoder, device, threads)
-    reader = _Stamper(made.info.preprocess, max_pixels, PixelBudget())
-    with Writer(path, made.info) as writer:
+    if patches:
+        patch_encoder(made)
+    with Writer(path, made.info, patches, thumbnails) as writer:
+        reader = _Stamper(made.info.preprocess, max_pixels, PixelBudget(), writer.thumbnails)
         run = _Run(writer, opened, reader, rehash)
-        features = encode_stream(run.to_encode(), made, reader, batch_size, threads)
+        features = encode_stream(run.to_encode(), made, reader, batch_size, threads, writer.patches > 0)
         if progress:
             total = None if run.known else opened.count()
             features = track(features, total, "indexing", size=lambda rows: len(rows.ids))
@@ -130,10 +140,12 @@ class _Stamper(Reader):
     leads to another stamp in the next run.
 
     Attributes:
+        thumbnails: make small pictures too.
         expected: id -> hash that is known, of images on their way here.
         stamps: id -> stamp, of images that passed.
     """
 
+    thumbnails: bool = False
     expected: dict[str, str] = field(default_factory=dict)
     stamps: dict[str, Stamp] = field(default_factory=dict)
 
@@ -149,9 +161,11 @@ class _Stamper(Reader):
         try:
             with rgb(source, self.how.short_side, self.max_pixels, self.budget) as image:
                 stamp.width, stamp.height = image.info.get("full_size", image.size)
+                stamp.thumbnail = small_jpeg(image) if self.thumbnails else None
                 return to_pixels(image, self.how)
         except ImageError:
             stamp.width = stamp.height = None
+            stamp.thumbnail = None
             raise
 
 
@@ -163,11 +177,13 @@ class _Run:
         self.known = writer.known()
         self._writer, self._source, self._reader, self._rehash = writer, source, reader, rehash
         self._none = np.empty((0, writer.dim), np.float32)
+        self._no_patches = np.empty((0, writer.patches, writer.dim), np.float16)
         self._before: dict[str, Known] = {}  # of images on their way through the encoder
         self._back: list[str] = []
         self._touched: list[tuple[str, Stamp]] = []
-        self._rows: dict[bool, list[tuple[str, Stamp, str | None]]] = {False: [], True: []}  # by "is there already"
-        self._vectors: dict[bool, list[Vectors]] = {False: [], True: []}
+        self._rows: dict[bool, list[tuple[str, Stamp, str | None]]] = _two()
+        self._vectors: dict[bool, list[Vectors]] = _two()
+        self._patches: dict[bool, list[Halves]] = _two()
         self._committed = time.monotonic()
 
     def to_encode(self) -> Iterator[Item]:
@@ -200,9 +216,14 @@ class _Run:
                 row = -1
                 for id_, error in zip(batch.ids, batch.errors, strict=True):
                     row += error is None
-                    self._sort_in(id_, error, batch.vectors[row : row + 1] if error is None else None)
+                    there = self._sort_in(id_, error)
+                    if there is not None and error is None:
+                        self._vectors[there].append(batch.vectors[row : row + 1])
+                        if batch.patches is not None:
+                            self._patches[there].append(batch.patches[row : row + 1].astype(np.float16))
                 waiting = sum(map(len, self._rows.values())) + len(self._touched)
-                if waiting >= BATCH or time.monotonic() - self._committed > BATCH_SECONDS:
+                held = sum(one.nbytes for parts in self._patches.values() for one in parts)
+                if waiting >= BATCH or held >= BATCH_BYTES or time.monotonic() - self._committed > BATCH_SECONDS:
                     self._commit()
         finally:
             self._commit()
@@ -213,30 +234,31 @@ class _Run:
         if self.done.doubled:
             log.warning("%d ids came twice; the first image of each is indexed", self.done.doubled)
 
-    def _sort_in(self, id_: str, error: str | None, vector: Vectors | None) -> None:
+    def _sort_in(self, id_: str, error: str | None) -> bool | None:
+        """Whether the row that is written is one that is there already; None = none is."""
         stamp, before = self._reader.stamps.pop(id_), self._before.pop(id_, None)
         if error == SAME:
             self.done.unchanged += 1
             self._touched.append((id_, stamp))
-            return
+            return None
         if before is None:
             self.done.new += 1
         elif error is not None and (error, stamp.hash) == (before.error, before.hash) and not before.gone:
             self.done.unchanged += 1
-            return
+            return None
         else:
             self.done.changed += 1
         self._rows[before is not None].append((id_, stamp, error))
-        if vector is not None:
-            self._vectors[before is not None].append(vector)
+        return before is not None
 
     def _commit(self) -> None:
         # Taken first: Ctrl-C in the middle of a commit that goes through all the same must not lead to a second one.
-        waiting, vectors, touched = self._rows, self._vectors, self._touched
-        self._rows, self._vectors, self._touched = {False: [], True: []}, {False: [], True: []}, []
+        waiting, vectors, patches, touched = self._rows, self._vectors, self._patches, self._touched
+        self._rows, self._vectors, self._patches, self._touched = _two(), _two(), _two(), []
         for there, rows in waiting.items():
             if rows:
-                self._writer.append(rows, np.concatenate([self._none, *vectors[there]]), there)
+                local = np.concatenate([self._no_patches, *patches[there]]) if self._writer.patches else None
+                self._writer.append(rows, np.concatenate([self._none, *vectors[there]]), there, local)
         ids = [id_ for id_, _ in touched]
         self._writer.update(
             id=ids,
@@ -245,6 +267,11 @@ class _Run:
             gone=[False] * len(ids),
         )
         self._committed = time.monotonic()
+
+
+def _two() -> dict[bool, list[Any]]:
+    """For what is new (False) and for what is there already (True)."""
+    return {False: [], True: []}
 
 
 def _is_as(before: Known, source: ImageLike) -> bool:

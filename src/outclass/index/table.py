@@ -10,6 +10,8 @@ The table is a folder ``NAME.lance`` that other Lance and LanceDB programs can r
     vector       dim float32, unit row; null where it could not be read
     error        why it could not be read; null where it was
     gone         true where the last complete run did not find it any more
+    patches      only with ``--patches``: its p local vectors, p * dim float16, row by row of the encoder's grid
+    thumbnail    only with ``--thumbnails``: a small JPEG without the original's metadata
 
 Its metadata hold the encoder that made it: vectors of another one are refused. ``building`` and ``writer`` write it.
 """
@@ -17,7 +19,6 @@ Its metadata hold the encoder that made it: vectors of another one are refused. 
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,26 +28,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from outclass import __version__
-from outclass.encoders.base import EncoderInfo, Vectors
-from outclass.errors import MismatchError, MissingExtraError, UsageError
+from outclass.encoders.base import Encoder, EncoderInfo, Vectors
+from outclass.encoders.stream import encode_stream
+from outclass.errors import MismatchError, UsageError
 from outclass.images.decode import ImageLike
+from outclass.images.loader import Reader
 from outclass.images.sources import Files, Item, Source, open_source
+from outclass.index.lance import SUFFIX, about_table, check_name, open_table, root_of
 from outclass.records import Features
 
-SUFFIX = ".lance"
-SCHEMA = 1
-KEY = "outclass"
-ROOT = "root"  # in the metadata of the id, which can be changed without a new table
-
 READ_AT_ONCE = 4096  # rows
+READ_BYTES = 1 << 26  # of local vectors, which are many times larger
+AS_A_SCAN = 4096  # images that are scored in the batches of a scan of the folder; later ones
+MANY = 2048  # at a time, which takes a third less time with thousands of words
 PRESENT = "NOT gone"
 
 ANN_FROM = 200_000  # rows; below, looking at every row takes less than 0.4 s
 # Of its about 1000 cells how many are looked into, and how many times more candidates than wanted are compared by their
-# full vectors: what reaches recall@10 of 0.97 on a million rows of bench/index.py (40 cells: 0.90; candidates
-# matter to short vectors, and cost little).
-PROBES, REFINE = 160, 30
+# full vectors. On a million rows of bench/index.py recall@10 is 0.982 for images of the index and 0.965 for new ones
+# (80 cells: 0.970 and 0.950; 160: 0.988 and 0.970, a quarter slower); candidates matter to short vectors, and cost
+# little.
+PROBES, REFINE = 120, 30
 VALUES_A_CODE = 8  # of a vector, in the index for approximate search
 
 
@@ -77,6 +79,8 @@ class Index(Source):
         encoder: name of the encoder that made the vectors.
         fingerprint: of that encoder.
         dim: values of a vector.
+        patches: local vectors of an image; 0 where none are held.
+        thumbnails: whether small pictures are held.
         root: what the ids are relative to; empty for in-memory images.
     """
 
@@ -94,6 +98,9 @@ class Index(Source):
         self.encoder: str = about["encoder"]["name"]
         self.fingerprint: str = about["encoder"]["fingerprint"]
         self.dim: int = self.table.schema.field("vector").type.list_size
+        names = self.table.schema.names
+        self.patches: int = self.table.schema.field("patches").type.list_size // self.dim if "patches" in names else 0
+        self.thumbnails = "thumbnail" in names
         self.root = root_of(self.table)
         self._files = Files((), self.root)
 
@@ -105,7 +112,8 @@ class Index(Source):
         """The images themselves, where they were when the index was made."""
         for batch in self._batches(["id"]):
             for id_ in batch.column("id").to_pylist():
-                yield Item(id_, self.find(id_) or os.path.join(self.root, id_))
+                there = self._files.find(id_)
+                yield Item(id_, os.path.join(self.root, id_) if there is None else there)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}, {len(self)} images, encoder={self.encoder!r})"
@@ -130,8 +138,17 @@ class Index(Source):
         return bool(self.table.list_indices())
 
     def find(self, id: str) -> ImageLike | None:
-        """What the image of an id can be read from again: where it was when the index was made."""
-        return self._files.find(id)
+        """What the image of an id can be read from again: where it was when the index was made, else its thumbnail."""
+        there = self._files.find(id)
+        return self.thumbnail(id) if there is None else there
+
+    def thumbnail(self, id: str) -> bytes | None:
+        """The small JPEG of an image; None where none is held."""
+        if not self.thumbnails:
+            return None
+        quoted = id.replace("'", "''")
+        found = self.table.search().where(f"id = '{quoted}'").select(["thumbnail"]).limit(1).to_arrow()
+        return found.column("thumbnail")[0].as_py() if len(found) else None
 
     def check(self, info: EncoderInfo) -> None:
         """Refuse an encoder that did not make the vectors.
@@ -146,30 +163,75 @@ class Index(Source):
                 "or index the images again under another name"
             )
 
-    def features(self, size: int = READ_AT_ONCE) -> Iterator[Features]:
+    def features(self, size: int = READ_AT_ONCE, patches: bool = False) -> Iterator[Features]:
         """All that is not gone, in the order of the ids, which is that of a scanned folder.
 
         Args:
-            size: images at a time, at most ``READ_AT_ONCE``. The last bit of a score depends on how many are scored
-                at once: in the batches of a scan, verdicts are those of the scan to the last bit.
+            size: images at a time, at most ``READ_AT_ONCE``.
+            patches: local vectors too.
+
+        Raises:
+            UsageError: the index holds no local vectors.
         """
+        self._check_patches(patches)
+        return self._features(size, patches, size)
+
+    def as_a_scan(self, size: int, patches: bool = False) -> Iterator[Features]:
+        """What ``features`` gives, of a size that changes on the way.
+
+        The last bit of a score depends on how many images are scored at once: in the batches of a scan of the folder,
+        verdicts are those of that scan to the last bit. This holds for the first ``AS_A_SCAN``; after them more are
+        handed out at a time.
+
+        Args:
+            size: images that a scan encodes at a time.
+            patches: local vectors too, all of which come ``size`` images at a time.
+
+        Raises:
+            UsageError: the index holds no local vectors.
+        """
+        self._check_patches(patches)
+        return self._features(size, patches, size if patches else max(size, MANY))
+
+    def _features(self, size: int, patches: bool, later: int) -> Iterator[Features]:
+        given = 0
         ids: list[str] = []
         errors: list[str | None] = []
-        vectors = np.empty((0, self.dim), np.float32)
-        for batch in self._batches(["id", "error", "vector"]):
+        # The columns of one row an image that was read: the vector, then the patches where they are wanted.
+        widths = {"vector": (self.dim,), **({"patches": (self.patches, self.dim)} if patches else {})}
+        held = {name: np.empty((0, *width), np.float32) for name, width in widths.items()}
+
+        def cut(count: int) -> Features:
+            said = tuple(errors[:count])
+            read = said.count(None)
+            found = Features(
+                tuple(ids[:count]), said, held["vector"][:read], held["patches"][:read] if patches else None
+            )
+            del ids[:count], errors[:count]
+            held.update({name: rows[read:] for name, rows in held.items()})
+            return found
+
+        at_once = (
+            READ_AT_ONCE if not patches else max(1, min(READ_AT_ONCE, READ_BYTES // (2 * self.patches * self.dim)))
+        )
+        for batch in self._batches(["id", "error", *widths], at_once):
             ids += batch.column("id").to_pylist()
             errors += batch.column("error").to_pylist()
-            more = batch.column("vector").flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
-            vectors = np.concatenate([vectors, more])
-            start = row = 0
-            while len(ids) - start >= size:
-                said = tuple(errors[start : start + size])
-                read = said.count(None)
-                yield Features(tuple(ids[start : start + size]), said, vectors[row : row + read])
-                start, row = start + size, row + read
-            ids, errors, vectors = ids[start:], errors[start:], vectors[row:]
+            for name, width in widths.items():
+                more = batch.column(name).flatten().to_numpy(zero_copy_only=False).reshape(-1, *width)
+                held[name] = np.concatenate([held[name], more.astype(np.float32, copy=False)])
+            while len(ids) >= (step := size if given < AS_A_SCAN else later):
+                given += step
+                yield cut(step)
         if ids:
-            yield Features(tuple(ids), tuple(errors), vectors)
+            yield cut(len(ids))
+
+    def _check_patches(self, wanted: bool) -> None:
+        if wanted and not self.patches:
+            raise UsageError(
+                f"{str(self.path)!r} holds no local vectors, which this detector needs: index the images under another "
+                "name with --patches (patches=True), scan the images themselves, or use another detector"
+            )
 
     def nearest(self, vector: Vectors, k: int = 10, where: str | None = None, exact: bool = False) -> Hits:
         """The images nearest to a vector of the same encoder.
@@ -236,7 +298,7 @@ class Index(Source):
         hits = [set(self.nearest(one, k).ids) & set(ids) for one, ids in zip(vectors, true, strict=True)]
         return sum(map(len, hits)) / max(1, sum(map(len, true)))
 
-    def _batches(self, columns: list[str]) -> Iterator[Any]:
+    def _batches(self, columns: list[str], at_once: int = READ_AT_ONCE) -> Iterator[Any]:
         """Record batches in the order of the ids, which is the table's own as long as no image changed."""
         import pyarrow.compute as pc
 
@@ -247,10 +309,10 @@ class Index(Source):
         order = order[kept[order]]
         del rows
         if in_order:
-            yield from self.table.search().where(PRESENT).select(columns).to_batches(READ_AT_ONCE)
+            yield from self.table.search().where(PRESENT).select(columns).to_batches(at_once)
             return
-        for start in range(0, len(order), READ_AT_ONCE):
-            wanted = order[start : start + READ_AT_ONCE]
+        for start in range(0, len(order), at_once):
+            wanted = order[start : start + at_once]
             # Rows come back as they lie in the table.
             taken = self.table.take_offsets(np.sort(wanted).tolist()).select(columns).to_arrow()
             yield from taken.take(np.argsort(np.argsort(wanted))).combine_chunks().to_batches()
@@ -266,73 +328,24 @@ def open_images(source: Any) -> Source:
     return Index(source) if is_index(source) else open_source(source)
 
 
-def check_name(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of an index.
+def features_of(
+    source: Source,
+    encoder: Encoder,
+    reader: Reader,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    patches: bool = False,
+) -> Iterator[Features]:
+    """The vectors of any source: an index holds them, the images of any other are encoded; see ``encode_stream``.
 
     Raises:
-        UsageError: its name does not end in ``.lance``, or has characters that a table's name cannot have.
+        MismatchError: an index made with another encoder.
+        UsageError: local vectors of an index that holds none.
     """
-    whole = Path(os.path.abspath(path))
-    allowed = all(sign.isascii() and (sign.isalnum() or sign in "_-.") for sign in whole.stem)
-    if whole.suffix != SUFFIX or not allowed:
-        raise UsageError(
-            f"an index is called NAME{SUFFIX}, its name made of ASCII letters, digits, dots, hyphens and underscores; "
-            f"got {whole.name!r}"
-        )
-    return whole
-
-
-@functools.cache
-def lancedb() -> Any:
-    """The package, imported on first use.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    os.environ.setdefault("LANCEDB_LOG", "error")  # it would print notes of its own on stderr
-    try:
-        import lancedb
-    except ImportError as error:
-        raise MissingExtraError("lancedb", "index", "an index of vectors") from error
-    return lancedb
-
-
-def open_table(path: Path) -> Any:
-    """The LanceDB table of a folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if not path.is_dir():
-        raise UsageError(f"no such index: {str(path)!r}; make one with: outclass index PHOTOS -o {path.name}")
-    try:
-        return lancedb().connect(str(path.parent)).open_table(path.stem)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UsageError(f"{str(path)!r} is no index, or one that is only begun: {error}") from error
-
-
-def about_table(table: Any, path: Path) -> dict[str, Any]:
-    """What the metadata of a table say of its maker.
-
-    Raises:
-        MismatchError: it is not one of ours, or from a newer version.
-    """
-    try:
-        about: dict[str, Any] = json.loads((table.schema.metadata or {})[KEY.encode()])
-        schema, _ = about["schema"], (about["encoder"]["name"], about["encoder"]["fingerprint"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise MismatchError(f"{str(path)!r} is a Lance table, but no index made by outclass") from error
-    if schema != SCHEMA:
-        raise MismatchError(
-            f"{str(path)!r} was written by outclass {about.get('version')} in schema {schema}, but this is "
-            f"{__version__}, which reads schema {SCHEMA}; update outclass or index the images again"
-        )
-    return about
-
-
-def root_of(table: Any) -> str:
-    """What the ids of a table are relative to."""
-    return str(((table.schema.field("id").metadata or {}).get(ROOT.encode()) or b"").decode())
+    if isinstance(source, Index):
+        source.check(encoder.info)
+        return source.as_a_scan(batch_size or encoder.info.batch_size, patches)
+    return encode_stream(source, encoder, reader, batch_size, threads, patches)
 
 
 def _matrix(column: Any, dim: int) -> Vectors:

@@ -12,15 +12,20 @@ from datetime import timedelta
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from outclass import __version__
 from outclass.encoders.base import EncoderInfo, Vectors
 from outclass.errors import UsageError
 from outclass.index import table
+from outclass.index.lance import KEY, ROOT, SCHEMA, check_name, lancedb, root_of
 from outclass.index.lock import only_writer
-from outclass.index.table import KEY, ROOT, SCHEMA, Index
+from outclass.index.table import Index
 
 log = logging.getLogger("outclass")
+
+Jpeg = bytes
+Halves = npt.NDArray[np.float16]
 
 SMALL_PARTS = 16  # commits of few rows that are joined into one at the end
 SHARE_MISSING = 0.01  # of the rows, before they are added to the index for approximate search
@@ -39,13 +44,14 @@ class Known(NamedTuple):
 
 @dataclass(slots=True)
 class Stamp:
-    """What is known of an image beside its vector."""
+    """What is known of an image beside its vectors."""
 
     hash: str | None = None
     bytes: int | None = None
     modified_ns: int | None = None
     width: int | None = None
     height: int | None = None
+    thumbnail: Jpeg | None = None
 
 
 class Writer:
@@ -54,26 +60,41 @@ class Writer:
     Args:
         path: the folder ``NAME.lance``.
         info: of the encoder that makes the vectors.
+        patches: a new index is to hold local vectors; one that is there holds them or not.
+        thumbnails: a new index is to hold small pictures, likewise.
+
+    Attributes:
+        table: the LanceDB table, once entered.
+        patches: local vectors of an image; 0 = none are held.
+        thumbnails: whether small pictures are.
 
     Raises:
-        UsageError: another process writes to it, or the folder is there and is no index.
+        UsageError: another process writes to it, the folder is there and is no index, or it is one that holds less
+            than is wanted.
         MismatchError: the index was made with another encoder; both are named.
     """
 
-    def __init__(self, path: str | os.PathLike[str], info: EncoderInfo) -> None:
-        self.path = table.check_name(path)
+    def __init__(
+        self, path: str | os.PathLike[str], info: EncoderInfo, patches: bool = False, thumbnails: bool = False
+    ) -> None:
+        self.path = check_name(path, create=True)
         self.dim = info.dim
+        rows, columns = info.patch_grid or (0, 0)
+        self.patches = rows * columns if patches else 0
+        self.thumbnails = thumbnails
         self._info = info
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        package = table.lancedb()
+        package = lancedb()
         with self._held:
             self._held.enter_context(only_writer(self.path))
             if list(self.path.glob("_versions/*")):
                 there = Index(self.path)
                 there.check(self._info)
+                self._check_holds(there)
                 self.table = there.table
+                self.patches, self.thumbnails = there.patches, there.thumbnails
             else:
                 self.table = self._create(package)
             self._held = self._held.pop_all()
@@ -82,24 +103,38 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self._held.close()
 
-    def append(self, rows: Sequence[tuple[str, Stamp, str | None]], vectors: Vectors, replace: bool = False) -> None:
+    def append(
+        self,
+        rows: Sequence[tuple[str, Stamp, str | None]],
+        vectors: Vectors,
+        replace: bool = False,
+        patches: Halves | None = None,
+    ) -> None:
         """Commit rows.
 
         Args:
             rows: (id, stamp, error), n of them.
             vectors: (m, dim) float32 unit rows, one for every row without an error.
             replace: the ids are there already.
+            patches: (m, p, dim) float16 unit rows, where the index holds local vectors.
         """
         import pyarrow as pa
 
         errors = [error for _, _, error in rows]
         unread = np.array([error is not None for error in errors])
-        values = np.zeros((len(rows), self._info.dim), np.float32)
-        values[~unread] = vectors
-        columns: dict[str, Any] = {"id": [id_ for id_, _, _ in rows]}
-        columns |= {name: [getattr(stamp, name) for _, stamp, _ in rows] for name in Stamp.__slots__}
-        columns["vector"] = pa.FixedSizeListArray.from_arrays(values.ravel(), self._info.dim, mask=pa.array(unread))
-        columns |= {"error": errors, "gone": np.zeros(len(rows), bool)}
+
+        def lists(values: npt.NDArray[Any], width: int) -> Any:
+            whole = np.zeros((len(rows), width), values.dtype)
+            whole[~unread] = values.reshape(len(values), width)
+            return pa.FixedSizeListArray.from_arrays(whole.ravel(), width, mask=pa.array(unread))
+
+        columns: dict[str, Any] = {"id": [id_ for id_, _, _ in rows], "error": errors}
+        columns["gone"] = np.zeros(len(rows), bool)
+        names = self.table.schema.names
+        columns |= {name: [getattr(stamp, name) for _, stamp, _ in rows] for name in Stamp.__slots__ if name in names}
+        columns["vector"] = lists(vectors, self.dim)
+        if patches is not None:
+            columns["patches"] = lists(patches, self.patches * self.dim)
         data = pa.table(columns, schema=self.table.schema)
         if replace:  # this call, unlike the other, takes every null for a mistake unless it is told
             self.table.merge_insert("id").when_matched_update_all().execute(data, on_bad_vectors="null")
@@ -116,7 +151,7 @@ class Writer:
 
     def set_root(self, root: str) -> None:
         """Remember what the ids are relative to."""
-        before = table.root_of(self.table)
+        before = root_of(self.table)
         if before and before != root:
             log.warning("the index was made from %r, now it is %r: ids that are not found there are gone", before, root)
         if before != root:
@@ -151,6 +186,15 @@ class Writer:
             log.info("indexing %d vectors for approximate search", rows)
             self.table.create_index("vector", config=config)
 
+    def _check_holds(self, there: Index) -> None:
+        lacking = ["--patches (local vectors)"] * (self.patches > 0 and not there.patches)
+        lacking += ["--thumbnails"] * (self.thumbnails and not there.thumbnails)
+        if lacking:
+            raise UsageError(
+                f"{str(self.path)!r} was begun without {' and '.join(lacking)}, for which every image would have to be "
+                "read again: index the images under another name, or go on without"
+            )
+
     def _create(self, package: Any) -> Any:
         import pyarrow as pa
 
@@ -176,6 +220,8 @@ class Writer:
                 pa.field("vector", pa.list_(pa.float32(), info.dim)),
                 pa.field("error", pa.string()),
                 pa.field("gone", pa.bool_(), nullable=False),
+                *[pa.field("patches", pa.list_(pa.float16(), self.patches * info.dim))] * (self.patches > 0),
+                *[pa.field("thumbnail", pa.binary())] * self.thumbnails,
             ],
             metadata={KEY: json.dumps(about, sort_keys=True)},
         )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image
 
 from outclass.images.decode import ImageLike, rgb
+from outclass.images.thumbnail import SIDE, small_jpeg
 from outclass.report.axes import percent
 from outclass.report.canvas import DARK, LIGHT, Canvas, visible
 
@@ -22,8 +21,6 @@ Draw = Callable[..., Canvas]  # takes a width
 
 BROAD, SLIM = 520, 344  # widths of a picture on a screen and on a telephone, CSS pixels
 
-THUMBNAIL_SIDE = 160  # pixels of the longer side
-THUMBNAIL_QUALITY = 75
 NAME_SHOWN = 64  # characters; the middle of a longer name is left out
 NAME_KEPT = 1000  # in tooltips and alt texts
 
@@ -50,14 +47,10 @@ def thumbnail(find: Find | None, image_id: str) -> bytes | None:
         source = find(image_id) if find else None
         if source is None:
             return None
-        with rgb(source, min_short_side=THUMBNAIL_SIDE) as image:
-            image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-            image.info.clear()  # Pillow would write the comment and other metadata of the original
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+        with rgb(source, min_short_side=SIDE) as image:
+            return small_jpeg(image)
     except OSError:  # ImageError is one
         return None
-    return buffer.getvalue()
 
 
 def data_uri(jpeg: bytes | None) -> str | None:

@@ -60,7 +60,7 @@ class SortedFolders:
         self._of: dict[str, str] = {}
         taken: set[str] = set()
         for name in classes:
-            self._of[name] = _apart(_safe(name), taken)
+            self._of[name] = apart(safe_name(name), taken)
             taken.add(self._of[name].casefold())
         self._next: dict[str, int] = {}
         self.missing = 0
@@ -85,7 +85,7 @@ class SortedFolders:
         folder = self.folder / UNKNOWN if verdict.is_ood else self.folder / KNOWN / self._of[verdict.label]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._put(item.source, folder, _safe(item.id.rpartition("/")[2]))
+            self._put(item.source, folder, safe_name(item.id.rpartition("/")[2]))
         except OSError as error:
             if isinstance(error, ImageError):
                 raise
@@ -120,7 +120,7 @@ class SortedFolders:
         return path
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name that every file system takes, and that leads nowhere else."""
     name = UNSAFE.sub("_", name).rstrip(". ")
     if not name or name.startswith(".") or RESERVED.match(name):
@@ -131,7 +131,8 @@ def _safe(name: str) -> str:
     return stem.encode()[: LONGEST - len(end.encode())].decode("utf-8", "ignore") + end
 
 
-def _apart(name: str, taken: set[str]) -> str:
+def apart(name: str, taken: set[str]) -> str:
+    """The name, numbered where one of ``taken`` (case-folded) is the same."""
     number = itertools.count(2)
     wanted = name
     while wanted.casefold() in taken:

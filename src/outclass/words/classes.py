@@ -170,6 +170,19 @@ class ClassSet:
         check_names(joined)
         return replace(self, classes=joined, vectors=np.concatenate([self.vectors, vectors]))
 
+    def become(self, classes: Any, encoder: Encoder) -> ClassSet:
+        """The set of these classes, made in the same way: those that are as they were come first, unencoded.
+
+        Raises:
+            UsageError: as for ``add``.
+        """
+        wanted = parse_classes(classes)
+        stay = set(wanted) & set(self.classes)
+        kept = [row for row, one in enumerate(self.classes) if one in stay]
+        same = replace(self, classes=tuple(self.classes[row] for row in kept), vectors=self.vectors[kept])
+        new = [one for one in wanted if one not in stay]
+        return same.add(new, encoder) if new else same
+
     def remove(self, names: str | Iterable[str]) -> ClassSet:
         """The same set without some classes.
 

@@ -1,0 +1,93 @@
+"""``outclass scan --watch``: rows as they come, and an end that leaves what a finished scan leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outclass.errors import UsageError
+from outclass.images.watch import Watch
+
+if TYPE_CHECKING:
+    from outclass.cli.show import VerdictTable
+
+WATCH = "A folder that is watched"
+
+Watched = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help="Judge what lies in the folder, then every new or changed image, until Ctrl-C. With -o each row also goes "
+        "to live.jsonl at once.",
+        rich_help_panel=WATCH,
+    ),
+]
+Every = Annotated[float, typer.Option(help="Seconds between two looks at the folder.", rich_help_panel=WATCH)]
+
+
+def watched(photos: str, every: float, fdr: float | None, sharded: bool, tiled: bool) -> Watch:
+    """The folder to be watched.
+
+    Raises:
+        UsageError: it is none, or an option does not go together with --watch.
+    """
+    for given, option, reason in (
+        (fdr is not None, "--fdr", "compares all images"),
+        (sharded, "--shard-rows", "counts positions in a source that has an end"),
+        (tiled, "--tiles and --boxes", "wait for batches to be full"),
+    ):
+        if given:
+            raise UsageError(f"{option} cannot be used with --watch, which has no end: it {reason}")
+    if "://" in photos:
+        raise UsageError("a remote folder cannot be watched: scan it again from time to time, or watch a mounted one")
+    return Watch(photos, every)
+
+
+@contextlib.contextmanager
+def watching(watch: Watch, out: Path | None, table: VerdictTable | None) -> Iterator[list[Any]]:
+    """Inside the block Ctrl-C and SIGTERM close the watch; a second one interrupts as usual.
+
+    Args:
+        watch: what is scanned.
+        out: the folder of the results; None = nowhere.
+        table: prints every verdict as it comes; None = quiet.
+
+    Yields:
+        What else takes the verdicts.
+    """
+    from outclass.cli.show import say
+    from outclass.report.live import LiveFile
+
+    main = threading.current_thread() is threading.main_thread()  # elsewhere no signal arrives
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        restore()
+        watch.close()
+
+    with contextlib.ExitStack() as files:
+        live = [files.enter_context(LiveFile(out))] if out is not None else []
+        if table:
+            table.stream = True
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(line_buffering=True)
+            rows = f"; rows go to {live[0].path}" if live else ""
+            say(f"watching {watch.root}, a look every {watch.every:g} s{rows}; Ctrl-C ends it")
+        for number in before:
+            signal.signal(number, end)
+        try:
+            yield live
+        finally:
+            restore()

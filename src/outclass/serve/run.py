@@ -1,0 +1,95 @@
+"""Running the app: one process, ended by Ctrl-C or SIGTERM after what was accepted is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from outclass.errors import UsageError
+from outclass.serve.service import Service
+
+log = logging.getLogger("outclass")
+
+OPEN = (
+    "listening on {host}, where other machines can reach it, {lack}: put a proxy with TLS and a login in front of it, "
+    "or leave --host out"
+)
+IDLE_SECONDS = 30  # that a connection may stay open between requests
+CONNECTIONS = 1000
+
+
+class Server(uvicorn.Server):
+    """Refuses new work from the moment of the signal, and then ends."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        self.service.drain()
+        super().handle_exit(sig, frame)
+
+
+def server(app: Any, service: Service) -> Server:
+    """A server that is not running yet."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="on",
+        timeout_keep_alive=IDLE_SECONDS, limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=round(service.limits.seconds) + 5,
+    )  # fmt: skip
+    return Server(config, service)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on; port 0 = any that is free.
+
+    Raises:
+        UsageError: the port is taken, or the host is no address of this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}; try another --port") from error
+
+
+def run(app: Any, service: Service, listening: socket.socket) -> None:
+    """Serve until a signal comes; returns when all that was accepted is answered."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends it again when all is done
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # and Ctrl-C, too
+            server(app, service).run([listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        service.close(0)
+        listening.close()
+
+
+def url(listening: socket.socket) -> str:
+    """What to type into a browser of this machine."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def warn_if_open(host: str, admin_token: str | None) -> None:
+    """Say what a server that others can reach lacks."""
+    if is_loopback(host):
+        return
+    lack = "without TLS" if admin_token else "without TLS or an admin token"
+    log.warning(OPEN.format(host=host, lack=lack))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name means this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
