@@ -13,7 +13,18 @@ import zipfile
 import pytest
 from conftest import GREEN, ROOT, noisy_picture, save_picture
 
-NOT_IN_THE_CORE = ["torch", "transformers", "sklearn", "scipy", "skimage", "pandas", "pyarrow", "onnx", "fastapi", "pytest"]
+NOT_IN_THE_CORE = [
+    "torch",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "skimage",
+    "pandas",
+    "pyarrow",
+    "onnx",
+    "fastapi",
+    "pytest",
+]
 
 
 @pytest.fixture(scope="module")
