@@ -1,4 +1,4 @@
-"""JPEGs through simplejpeg, where that is installed: the pixels of Pillow without its detour over rows.
+"""JPEGs through simplejpeg, where that is installed: the pixels of Pillow, to the last one.
 
 Both are libjpeg-turbo with the same settings, so a scan says the same with and without it. What simplejpeg finds
 anything wrong with, or cannot know, is left to Pillow, which reads it or says why not.
