@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 # After each matrix product OpenBLAS lets its idle threads spin for some 25 ms, on cores that could decode and encode.
 # It reads this when numpy is loaded; a value of the user's own is left alone.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "8")
+# From 1.29 on ONNX Runtime reports its use to its makers, unless it finds this when it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the application listens
 

@@ -21,7 +21,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,10 @@ from outclass.words.vocabulary import Rows, Vocabulary, folded
 # CSP's guard; above it two texts are the same thing in other words.
 LIMIT = 0.95
 BROAD = 0.25
+# What a class or a list of candidates says depends on it and the vocabulary alone, so it is looked up once. Kept are
+# as many classes as `outclass serve` takes (13 MB), and the pool's words with and without broad things.
+CLASSES_KEPT = 10_000
+LISTS_KEPT = 2
 SMALL_WORDS = re.compile("an?|and|at|by|for|from|in|into|near|of|off|on|onto|or|out|over|the|to|under|with")
 
 
@@ -135,18 +140,20 @@ def filter_leaks(
         )
     words = vocabulary or Vocabulary.wordnet()
     known = _Known(parsed, words)
-    nearest = None if cosines is None or not len(candidates) else np.argmax(cosines, axis=1)
+    nearest = np.zeros(len(candidates), np.intp)
+    close: list[float | None] = [None] * len(candidates)
+    if cosines is not None and len(candidates):
+        nearest = np.argmax(cosines, axis=1)
+        best = np.take_along_axis(np.asarray(cosines), nearest[:, None], axis=1)[:, 0]
+        close = [float(cosine) if over else None for cosine, over in zip(best, (best > limit).tolist(), strict=True)]
     kept, removed = [], []
-    for row, word in enumerate(candidates):
-        cosine = None
-        found = known.leak(word)
-        if found is None and cosines is not None and nearest is not None and cosines[row, nearest[row]] > limit:
-            cosine = float(cosines[row, nearest[row]])
-            found = Reason.SIMILAR, parsed[nearest[row]].name
-        if found is None:
-            kept.append(row)
+    for row, (word, spelt) in enumerate(zip(candidates, _spelt(tuple(candidates), words), strict=True)):
+        if (found := known.leak(spelt)) is not None:
+            removed.append(Leak(row, word, *found))
+        elif close[row] is not None:
+            removed.append(Leak(row, word, Reason.SIMILAR, parsed[nearest[row]].name, close[row]))
         else:
-            removed.append(Leak(row, word, *found, cosine))
+            kept.append(row)
     return LeakReport(np.array(kept, np.int64), tuple(removed), tuple(known.unknown), tuple(known.broad))
 
 
@@ -156,85 +163,108 @@ class _Known:
     def __init__(self, classes: Sequence[ClassName], words: Vocabulary) -> None:
         self.words = words
         self.names = [one.name for one in classes]
-        self.unknown: list[str] = []
-        self.broad: list[str] = []
+        said = [_said(one, words) for one in classes]
+        self.unknown = [one.name for one, says in zip(classes, said, strict=True) if not says.known]
+        self.broad = [one.name for one, says in zip(classes, said, strict=True) if says.broad]
         # Reasons in order, each with texts -> class.
         self.texts: dict[Reason, dict[str, int]] = {reason: {} for reason in Reason}
-        self.meant = np.full(len(words.synset_file), -1, np.int32)  # below this, the class goes on
-        self.named = self.meant.copy()  # and above this
-        for index, one in enumerate(classes):
-            self._add(index, one)
-        below, above = words.spread(self.meant), words.spread(self.named, up=True)
+        meant = np.full(len(words.synset_file), -1, np.int32)  # below this, the class goes on
+        named = meant.copy()  # and above this
+        for index, says in enumerate(said):
+            self.texts[Reason.ID_NAME].update(dict.fromkeys(says.names, index))
+            for reason, text in says.texts:
+                self.texts[reason].setdefault(text, index)
+            named[says.above] = index
+            meant[says.below] = index
+        below, above = words.spread(meant), words.spread(named, up=True)
         self._take(Reason.HYPONYM, below)
         self._take(Reason.HYPERNYM, above)
         self._take(Reason.ADJECTIVE, words.adjectives(np.where(below >= 0, below, above)))
+        self.all_texts = set().union(*self.texts.values())
 
-    def leak(self, candidate: str) -> tuple[Reason, str] | None:
+    def leak(self, candidate: _Spelt) -> tuple[Reason, str] | None:
         """Why the candidate is no negative, and the class it says."""
-        key, forms = folded(candidate), self.words.base_forms(candidate)
-        names = self.texts[Reason.ID_NAME]
-        if key not in names and (form := next((form for form in forms if form in names), None)):
-            return Reason.PLURAL, self.names[names[form]]
-        for reason, texts in self.texts.items():
-            for form in (key, *forms):
-                if form in texts:
-                    return reason, self.names[texts[form]]
-        return (Reason.INSTANCE, "") if self._is_proper(candidate) else None
-
-    def _add(self, index: int, one: ClassName) -> None:
-        limit = BROAD * self.words.synset_below.max()  # everything lies below "entity"
-        found = False
-        said = (one.name, *one.synonyms)
-        self.texts[Reason.ID_NAME].update((folded(text), index) for text in said)
-        for name in (text for each in said for text in _spellings(each)):
-            self.texts[Reason.ID_NAME].setdefault(folded(name), index)
-            for form in self.words.base_forms(name):
-                self.texts[Reason.LEMMA].setdefault(form, index)
-            every, usual = self._meanings(name, index)
-            found |= bool(every)
-            for synset in every:
-                for member in self.words.members(synset):
-                    self.texts[Reason.SYNONYM].setdefault(folded(member), index)
-            wide = [synset for synset in usual if self.words.synset_below[synset] > limit]
-            if wide and one.name not in self.broad:
-                self.broad.append(one.name)
-            self.named[usual] = index
-            self.meant[[synset for synset in usual if synset not in wide]] = index
-        if not found:
-            self.unknown.append(one.name)
-
-    def _meanings(self, name: str, index: int) -> tuple[list[int], list[int]]:
-        """All synsets of a name, and the usual ones."""
-        if synsets := self.words.synsets(name):
-            return synsets, self.words.synsets(name, usual=True)
-        tokens = re.split(r"[\s_]+", name.strip().casefold())
-        if len(tokens) == 1:
-            return [], []
-        for token in tokens:
-            if not SMALL_WORDS.fullmatch(token):
-                self.texts[Reason.PART].setdefault(folded(token), index)
-        every, usual = [], []
-        for phrase in _phrases(tokens):
-            ends = (place for place in range(len(phrase)) if self.words.synsets(" ".join(phrase[place:])))
-            if (start := next(ends, None)) is None:
-                continue
-            heads = self.words.synsets(" ".join(phrase[start:]), usual=True)
-            under = set(self.words.hyponyms(heads).tolist())
-            said = [synset for synset in self.words.synsets(" ".join(phrase[:start])) if synset in under]
-            every += said or heads
-            usual += said or heads
-        return every, usual
+        if not self.all_texts.isdisjoint(candidate.texts):
+            key, *forms = candidate.texts
+            names = self.texts[Reason.ID_NAME]
+            if key not in names and (form := next((form for form in forms if form in names), None)):
+                return Reason.PLURAL, self.names[names[form]]
+            for reason, texts in self.texts.items():
+                for form in candidate.texts:
+                    if form in texts:
+                        return reason, self.names[texts[form]]
+        return (Reason.INSTANCE, "") if candidate.proper else None
 
     def _take(self, reason: Reason, owner: Rows) -> None:
         """Every word that usually means a marked synset."""
         marks = owner[self.words.sense_synset]
-        for sense in np.flatnonzero((marks >= 0) & self.words.usual):
-            self.texts[reason].setdefault(self.words.keys[self.words.sense_word[sense]], int(marks[sense]))
+        senses = np.flatnonzero((marks >= 0) & self.words.usual)
+        texts, keys = self.texts[reason], self.words.keys
+        for word, mark in zip(self.words.sense_word[senses].tolist(), marks[senses].tolist(), strict=True):
+            texts.setdefault(keys[word], mark)
 
-    def _is_proper(self, candidate: str) -> bool:
-        rows = self.words.rows(candidate)
-        exact = [row for row in rows if self.words.words[row] == candidate] or rows
-        return bool(exact) and all(self.words.proper[row] for row in exact)
+
+class _Said(NamedTuple):
+    """What one class says, whatever the others are."""
+
+    names: tuple[str, ...]  # its own, folded
+    texts: tuple[tuple[Reason, str], ...]  # what means the same, or is part of it
+    below: list[int]  # synsets: what lies below means the class
+    above: list[int]
+    known: bool
+    broad: bool
+
+
+@lru_cache(CLASSES_KEPT)
+def _said(one: ClassName, words: Vocabulary) -> _Said:
+    limit = BROAD * words.synset_below.max()  # everything lies below "entity"
+    known = broad = False
+    texts: list[tuple[Reason, str]] = []
+    below: list[int] = []
+    above: list[int] = []
+    said = (one.name, *one.synonyms)
+    for name in (text for each in said for text in _spellings(each)):
+        parts, every, usual = _meanings(name, words)
+        narrow = [synset for synset in usual if words.synset_below[synset] <= limit]
+        texts.append((Reason.ID_NAME, folded(name)))
+        texts += [(Reason.LEMMA, form) for form in words.base_forms(name)]
+        texts += [(Reason.PART, folded(part)) for part in parts]
+        texts += [(Reason.SYNONYM, folded(member)) for synset in every for member in words.members(synset)]
+        below += narrow
+        above += usual
+        known |= bool(every)
+        broad |= len(narrow) < len(usual)
+    return _Said(tuple(map(folded, said)), tuple(dict.fromkeys(texts)), below, above, known, broad)
+
+
+def _meanings(name: str, words: Vocabulary) -> tuple[list[str], list[int], list[int]]:
+    """The parts of a name that is not known as a whole, all its synsets, and the usual ones."""
+    if synsets := words.synsets(name):
+        return [], synsets, words.synsets(name, usual=True)
+    tokens = re.split(r"[\s_]+", name.strip().casefold())
+    if len(tokens) == 1:
+        return [], [], []
+    meant: list[int] = []
+    for phrase in _phrases(tokens):
+        ends = (place for place in range(len(phrase)) if words.synsets(" ".join(phrase[place:])))
+        if (start := next(ends, None)) is None:
+            continue
+        heads = words.synsets(" ".join(phrase[start:]), usual=True)
+        before = words.synsets(" ".join(phrase[:start]))
+        meant += [synset for synset in before if not words.above(synset).isdisjoint(heads)] or heads
+    return [token for token in tokens if not SMALL_WORDS.fullmatch(token)], meant, meant
+
+
+class _Spelt(NamedTuple):
+    """A candidate in all the ways in which a class may say it."""
+
+    texts: tuple[str, ...]  # folded: itself, then what it may be the plural of
+    proper: bool
+
+
+@lru_cache(LISTS_KEPT)
+def _spelt(candidates: tuple[str, ...], words: Vocabulary) -> list[_Spelt]:
+    return [_Spelt((folded(word), *words.base_forms(word)), words.is_proper(word)) for word in candidates]
 
 
 def _spellings(name: str) -> list[str]:

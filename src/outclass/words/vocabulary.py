@@ -98,6 +98,7 @@ class Vocabulary:
         self.synset_file: npt.NDArray[np.uint8] = table["synset_file"]
         self.synset_below: Rows = table["synset_below"]
         self.files = tuple(table["files"].tobytes().decode().split("\n"))
+        self._pools: dict[int, Pool] = {}
 
     @staticmethod
     @cache
@@ -137,6 +138,12 @@ class Vocabulary:
         capital = np.array([word[:1].isupper() for word in self.words])
         every = np.logical_and.reduceat(instance, self._starts)
         return every | (capital & np.logical_or.reduceat(instance, self._starts))
+
+    def is_proper(self, text: str) -> bool:
+        """Whether every word written exactly like this is ``proper``; where none is, every one in another spelling."""
+        rows = self.rows(text) if folded(text) in self._proper_keys else []
+        exact = [row for row in rows if self.words[row] == text] or rows
+        return bool(exact) and all(self.proper[row] for row in exact)
 
     def rows(self, text: str, pos: Pos | None = None) -> list[int]:
         """Rows of the words that are written like this, case, spaces and hyphens aside."""
@@ -183,8 +190,8 @@ class Vocabulary:
 
     def members(self, synset: int) -> tuple[str, ...]:
         """The words of a synset, the most frequent first."""
-        start, end = np.searchsorted(self.sense_synset, [synset, synset + 1], sorter=self._by_synset)
-        return tuple(self.words[row] for row in self.sense_word[self._by_synset[start:end]])
+        order, starts = self._by_synset
+        return tuple(self.words[row] for row in self.sense_word[order[starts[synset] : starts[synset + 1]]])
 
     def path(self, synset: int) -> list[int]:
         """From the synset to the top, by WordNet's first hypernym each time."""
@@ -199,6 +206,17 @@ class Vocabulary:
         owner[list(synsets)] = 0
         return np.flatnonzero(self.spread(owner) >= 0).astype(np.int32)
 
+    def above(self, synset: int) -> set[int]:
+        """Everything at or above the synset: whatever has it among its ``hyponyms``."""
+        parents, starts = self._parents
+        found, new = {synset}, [synset]
+        while new:
+            child = new.pop()
+            fresh = set(parents[starts[child] : starts[child + 1]].tolist()) - found
+            found |= fresh
+            new += fresh
+        return found
+
     def spread(self, owner: Rows, *, up: bool = False) -> Rows:
         """Hand the mark of every synset to all synsets below (or above) it that have none yet.
 
@@ -208,9 +226,8 @@ class Vocabulary:
         Returns:
             (s,) int32.
         """
-        child, parent, kind = self._links
+        child, parent = self._lines
         source, target = (child, parent) if up else (parent, child)
-        source, target = source[kind != Link.PERTAINS], target[kind != Link.PERTAINS]
         owner = owner.copy()
         while len(new := np.flatnonzero((owner[source] >= 0) & (owner[target] < 0))):
             owner[target[new]] = owner[source[new]]
@@ -238,26 +255,29 @@ class Vocabulary:
         animals (a cat is one of the Felidae, but not filed below them, so no leak filter could know); what is not
         letters, over 30 of them or over three words; two letters without a tag, which are mostly abbreviations.
         """
-        rows = self._pool_rows[:size]
-        return Pool(tuple(self.words[row] for row in rows), self.pos[rows], rows)
+        if size not in self._pools:
+            rows = self._pool_rows(size)
+            self._pools[size] = Pool(tuple(self.words[row] for row in rows), self.pos[rows], rows)
+        return self._pools[size]
 
-    @cached_property
-    def _pool_rows(self) -> Rows:
+    def _pool_rows(self, size: int) -> Rows:
         latin = np.isin(self.sense_synset, self.hyponyms(self.synsets("taxonomic group")))
         taxa = {self.words[row] for row in self.sense_word[latin] if self.words[row][0].isupper()}
         taken = {self.keys[row] for row in self.sense_word[self.sense_insult & self.usual]}
-        rows = []
+        nouns: list[int] = []
+        adjectives: list[int] = []
+        lists = [nouns if pos == Pos.NOUN else adjectives for pos in self.pos.tolist()]
         for row in np.flatnonzero(~self.proper & ~np.logical_and.reduceat(latin, self._starts)).tolist():
+            if len(adjectives) >= size // ADJECTIVE_EVERY and len(nouns) >= size - size // ADJECTIVE_EVERY:
+                break
             word, key = self.words[row], self.keys[row]
             short = len(word) == 2 and not self.counts[row]
             if key not in taken and POOL_WORD.fullmatch(word) and word.split(" ")[0] not in taxa and not short:
                 taken.add(key)
-                rows.append(row)
-        found = np.array(rows, np.int32)
-        nouns, adjectives = found[self.pos[found] == Pos.NOUN], found[self.pos[found] == Pos.ADJECTIVE]
+                lists[row].append(row)
         # The number of nouns in front of each adjective.
         before = np.arange(1, len(adjectives) + 1) * (ADJECTIVE_EVERY - 1)
-        return np.insert(nouns, np.minimum(before, len(nouns)), adjectives)
+        return np.insert(np.array(nouns, np.int32), np.minimum(before, len(nouns)), adjectives)[:size]
 
     @cached_property
     def _by_key(self) -> dict[str, list[int]]:
@@ -265,6 +285,10 @@ class Vocabulary:
         for row, key in enumerate(self.keys):
             rows[key].append(row)
         return rows
+
+    @cached_property
+    def _proper_keys(self) -> set[str]:
+        return {self.keys[row] for row in np.flatnonzero(self.proper)}
 
     @cached_property
     def _irregular(self) -> dict[str, list[str]]:
@@ -282,8 +306,23 @@ class Vocabulary:
         return mask
 
     @cached_property
-    def _by_synset(self) -> npt.NDArray[np.intp]:
-        return np.argsort(self.sense_synset, kind="stable")
+    def _by_synset(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Senses by synset, and where each synset's begin."""
+        order = np.argsort(self.sense_synset, kind="stable")
+        return order, np.searchsorted(self.sense_synset[order], np.arange(len(self.synset_file) + 1))
+
+    @cached_property
+    def _lines(self) -> tuple[Rows, Rows]:
+        """Child and parent of every link between what lies below and above."""
+        child, parent, kind = self._links
+        return child[kind != Link.PERTAINS], parent[kind != Link.PERTAINS]
+
+    @cached_property
+    def _parents(self) -> tuple[Rows, npt.NDArray[np.intp]]:
+        """Parents by child, and where each child's begin."""
+        child, parent = self._lines
+        order = np.argsort(child, kind="stable")
+        return parent[order], np.searchsorted(child[order], np.arange(len(self.synset_file) + 1))
 
     @cached_property
     def _first_parent(self) -> Rows:
