@@ -135,6 +135,7 @@ def test_the_encoder_is_that_of_the_index_and_the_pictures_are_shown(tmp_path, m
     assert done.exit_code == 0, done.output
     page = (tmp_path / "found" / "discover.html").read_text("utf-8")
     assert "<b>.png" not in page
+    assert "ood_score &gt; -0.9 is OOD (user threshold)" in page
     assert page.count("data:image/jpeg") >= 1
     run("discover", "x.lance", "-c", "red,blue", "-t", "-0.9", "-o", "bare", "--no-thumbnails")
     assert "data:image/jpeg" not in (tmp_path / "bare" / "discover.html").read_text("utf-8")
@@ -163,6 +164,7 @@ def test_a_calibration_is_made_again_from_the_images_that_the_guard_keeps(calibr
     assert guard.threshold.source == "calibrated"
     assert "no calibration image is of green" in done.stderr
     assert "calibrated again" in done.stderr
+    assert "no longer holds" not in done.stderr  # it was made again
 
 
 def test_a_calibration_that_cannot_be_made_again_is_gone_and_it_is_said(calibrated):
@@ -171,6 +173,32 @@ def test_a_calibration_that_cannot_be_made_again_is_gone_and_it_is_said(calibrat
     assert "outclass calibrate FOLDER --guard more.guard" in done.stderr
     assert Guard.load("more.guard").threshold is None
     assert Guard.load("pets.guard").threshold.source == "calibrated"
+
+
+def test_a_guard_of_tiles_is_told_how_to_be_calibrated_on_them_again(place):
+    guard = Guard(["red", "blue"], encoder="toy", detector="max_logit")
+    chance = np.random.default_rng(0)
+    pictures = [picture(tuple(chance.integers(0, 256, 3).tolist())) for _ in range(30)]
+    guard.calibrate_tiles(pictures, "2x2", "mean", false_alarm_rate=0.1)
+    guard.save("tiles.guard")
+    done = run("add", "green", "--guard", "tiles.guard", "-o", "more.guard")
+    assert "whole images again" in done.stderr
+    assert "outclass calibrate FOLDER --guard more.guard --tiles 2x2 --tile-score mean" in done.stderr
+
+
+@pytest.mark.parametrize(("detector", "ready"), [("knn", True), ("prototypes", False)])
+def test_a_guard_that_learned_from_images_is_sent_to_fit(place, detector, ready):
+    rng = np.random.default_rng(0)
+    pictures = [picture(tuple(rng.integers(0, 256, 3).tolist())) for _ in range(40)]
+    guard = Guard(["red", "blue"], encoder="toy", detector="max_logit")
+    guard.fit(pictures, detector, hold_out=0)
+    guard.set_threshold(np.mean([one.ood_score for one in guard.scan(pictures)]))
+    guard.save("learned.guard")
+    build(pictures, "y.lance", ToyEncoder())
+    assert "by images alone" in run("discover", "y.lance", "-g", "learned.guard", "--min-size", "2").stderr
+    said = run("add", "green", "--guard", "learned.guard", "-o", "more.guard").stderr
+    assert ("outclass scan PHOTOS --guard more.guard" in said) is ready
+    assert ("outclass fit FOLDER --guard more.guard" in said) is not ready
 
 
 def test_a_class_that_is_known_already_changes_nothing(calibrated, place):

@@ -13,6 +13,7 @@ from PIL import Image
 from test_index import Counting, build, rows, verdicts
 
 from outclass import Guard, UsageError
+from outclass.discover import discover
 from outclass.encoders.toy import ToyEncoder
 from outclass.index import Index, table
 from outclass.report.contact import contact_sheet
@@ -50,6 +51,33 @@ def test_a_detector_of_local_vectors_judges_an_index_as_it_judges_the_folder(noi
     assert np.ptp([one["ood_score"] for one in expected if one["ood_score"]]) > 50 * BOUND
     same_but_for_halves(verdicts(local_guard().scan(noisy / "x.lance")), expected)
     same_but_for_halves(*(verdicts(local_guard(batch_size=2).scan(noisy / name)) for name in ("x.lance", "p")))
+
+
+def test_what_is_found_and_grouped_is_judged_by_its_local_vectors(noisy, monkeypatch):
+    index, guard = Index(noisy / "x.lance"), local_guard()
+    scanned = {one.id: one for one in guard.scan(noisy / "x.lance") if one.error is None}
+    guard.set_threshold(float(np.median([one.ood_score for one in scanned.values()])))
+    unknown = {one.id for one in guard.scan(noisy / "x.lance") if one.is_ood}
+    assert 0 < len(unknown) < len(scanned)
+    monkeypatch.setattr(table, "READ_BYTES", 2 * 2 * index.patches * index.dim)  # two images at a time
+    hits = search(index, "red", ToyEncoder(), guard=guard)
+    assert [hit.verdict.id for hit in hits] == [hit.id for hit in hits]
+    assert {hit.id: hit.verdict.ood_score for hit in hits} == pytest.approx(
+        {id_: one.ood_score for id_, one in scanned.items()}, abs=1e-6
+    )
+    assert {hit.id for hit in search(index, "red", ToyEncoder(), guard=guard, ood_only=True)} == unknown
+    pytest.importorskip("sklearn")
+    found = discover(index, guard, min_size=2)
+    assert {*found.apart, *(id_ for group in found.groups for id_ in group.ids)} == unknown
+
+
+def test_without_local_vectors_neither_search_nor_discover_guesses(tmp_path, photos):
+    pytest.importorskip("sklearn")
+    build(photos, tmp_path / "bare.lance")
+    with pytest.raises(UsageError, match="--patches"):
+        search(Index(tmp_path / "bare.lance"), "red", ToyEncoder(), guard=local_guard())
+    with pytest.raises(UsageError, match="--patches"):
+        discover(tmp_path / "bare.lance", local_guard())
 
 
 def test_local_vectors_are_those_of_the_row_after_changes_in_any_order(noisy, monkeypatch):

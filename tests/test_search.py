@@ -216,6 +216,14 @@ def test_the_command_prints_a_table_or_json(place):
     assert (found[0]["id"], round(found[0]["similarity"], 5)) == ("c/blue.png", 1.0)
 
 
+def test_the_command_says_that_nothing_is_found(place):
+    done = run("search", "photos.lance", "red", "--where", "width > 5000")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "no image found that meets these conditions" in done.stderr
+    assert "no image found" not in run("search", "photos.lance", "red").stderr
+    assert "sentences" not in str(run("search", "photos.lance", "").output)
+
+
 def test_the_command_finds_the_unknown(place):
     Guard(["red", "blue"], encoder="toy", threshold=-0.9).save("my.guard")
     done = run("search", "photos.lance", "red", "--guard", "my.guard", "--ood-only", "--json")
@@ -241,6 +249,15 @@ def test_a_contact_sheet_of_nothing_and_of_verdicts():
     assert "0 images" in contact_sheet("no such thing", (), None, {})
     page = contact_sheet("x", (Hit("a<i>.jpg", 0.5, 3, 2),), None, {})
     assert "a&lt;i&gt;.jpg" in page
+
+
+def test_a_contact_sheet_with_verdicts_says_which_way_the_score_goes(place):
+    Guard(["red", "blue"], encoder="toy", threshold=-0.9).save("my.guard")
+    for options, said in ((["-g", "my.guard"], True), ([], False)):
+        run("search", "photos.lance", "red", *options, "-o", "found", "-q")
+        page = (place / "found" / "search.html").read_text("utf-8")
+        assert ("higher = more OOD" in page) is said
+        assert ("ood_score &gt; -0.9 is OOD (user threshold)" in page) is said
 
 
 def test_with_lite_the_command_says_that_sentences_need_clip(tmp_path, photos, monkeypatch):

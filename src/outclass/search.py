@@ -80,7 +80,8 @@ def search(
 
     Raises:
         MismatchError: the encoder, or the guard's, did not make the index.
-        UsageError: no query, no SQL, or ``ood_only`` without a guard.
+        UsageError: no query, no SQL, ``ood_only`` without a guard, or a guard whose detector needs local vectors, which
+            the index does not hold.
         NotReadyError: the guard has no threshold, so that it calls nothing OOD.
         ImageError: the image cannot be read.
     """
@@ -109,7 +110,7 @@ def near(
     looked_at = k
     while True:
         found = index.nearest(vector, looked_at, where, exact)
-        hits = _hits(found, guard.check_vectors(found.vectors, found.ids))
+        hits = _hits(found, _verdicts(index, guard, found))
         if not ood_only:
             return Rows(hits)
         unknown = [hit for hit in hits if hit.verdict and hit.verdict.is_ood]
@@ -142,7 +143,17 @@ def beyond_nouns(query: str) -> bool:
     return not Vocabulary.wordnet().synsets(ARTICLE.sub("", query.strip(), count=1))
 
 
-def _hits(found: Hits, verdicts: Rows | None) -> list[Hit]:
+def _verdicts(index: Index, guard: Guard, found: Hits) -> list[Verdict]:
+    if "patches" not in guard.detector.needs:
+        return list(guard.check_vectors(found.vectors, found.ids))
+    return [
+        verdict
+        for some in index.with_patches(found)
+        for verdict in guard.check_vectors(some.vectors, some.ids, some.patches)
+    ]
+
+
+def _hits(found: Hits, verdicts: list[Verdict] | None) -> list[Hit]:
     said = verdicts or (None,) * len(found.ids)
     return [
         Hit(id_, float(cosine), *size, verdict)

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 NOT_ENGLISH = (
     "groups without names: the vocabulary is English, and the encoder {name!r} knows {languages}; add classes under "
     "names of your own"
+)
+BY_IMAGES = (
+    "the detector {name!r} learned from images: a new class is known to it by images alone, so after outclass add fit "
+    "it again with some of them, outclass fit FOLDER --guard FILE"
 )
 BY_KMEANS = (
     "more than 20,000 images are OOD, so they are grouped by k-means, into at most 100 groups; one group may hold "
@@ -82,7 +87,7 @@ def discover(
       outclass add bird --guard my.guard -o more.guard
     """
     from outclass.cli.guards import make_guard
-    from outclass.cli.show import say
+    from outclass.cli.show import limit_line, say
     from outclass.discover import discover as find_groups
     from outclass.index.table import Index
 
@@ -110,6 +115,8 @@ def discover(
     if not quiet:
         if found.groups and not found.named:
             say(NOT_ENGLISH.format(name=info.name, languages=", ".join(info.languages)), style="yellow")
+        if found.groups and guard.judge.learns:
+            say(BY_IMAGES.format(name=guard.detector.info.name), style="yellow")
         if found.method == "kmeans":
             say(BY_KMEANS, style="yellow")
         say(_line(found))
@@ -121,6 +128,7 @@ def discover(
             "Encoder": f"{info.name} ({info.fingerprint})",
             "Classes": ", ".join(guard.classes),
             "Detector": guard.detector.info.name,
+            **({"Threshold": limit_line(guard.threshold)} if guard.threshold else {}),
             "Groups": f"{found.method}, of at least {found.min_size} images",
             "Command": printable(shlex.join(["outclass", *sys.argv[1:]])),
             "Version": f"outclass {__version__}",
@@ -161,9 +169,11 @@ def add(
 
     target = out or guard_file
     guard = Guard.load(guard_file, device=device, threads=threads)
-    calibrated = guard.calibrated is not None
+    calibrated, tiling = guard.calibrated is not None, guard.judge.tiling
+    guard.judge = replace(guard.judge, calibrated=None)  # what becomes of it is said below
     guard.add_classes(names)
-    learned = guard.recalibrate() if calibrated and guard.judge.evidence and guard.judge.ready else None
+    ready = guard.judge.ready
+    learned = guard.recalibrate() if calibrated and guard.judge.evidence and ready else None
     guard.save(target)
     if quiet:
         return
@@ -171,12 +181,20 @@ def add(
         for note in learned.notes():
             say(note, style="yellow")
         say(f"calibrated again: {learned.describe()}")
-    elif calibrated:
-        say(
-            f"the guard is not calibrated any more: outclass calibrate FOLDER --guard {shlex.quote(str(target))}",
-            style="yellow",
-        )
-    say(f"wrote {target}, which knows {', '.join(guard.classes)}; use it: outclass scan PHOTOS --guard {target}")
+    elif calibrated and ready:
+        again = f"outclass calibrate FOLDER --guard {shlex.quote(str(target))}{_same_parts(tiling)}"
+        judged = f", and judges whole images again instead of parts ({tiling})" if tiling else ""
+        say(f"the guard is not calibrated any more{judged}: {again}", style="yellow")
+    use = "use it: outclass scan PHOTOS" if ready else "it judges nothing until it is fitted again: outclass fit FOLDER"
+    say(f"wrote {target}, which knows {', '.join(guard.classes)}; {use} --guard {shlex.quote(str(target))}")
+
+
+def _same_parts(tiling: str | None) -> str:
+    """The options of ``calibrate`` for the parts that a guard was calibrated on."""
+    if tiling is None:
+        return ""
+    parts, score = tiling.split()
+    return (" --boxes FILE" if parts == "boxes" else f" --tiles {parts}") + " --tile-score mean" * (score == "mean")
 
 
 def scan_with(photos: str, classes: Sequence[str], kept: Sequence[tuple[str, object]]) -> Callable[[str], str]:
@@ -205,13 +223,13 @@ def _with_commands(found: Discovery, command: Callable[[str], str]) -> dict[str,
 
 def _line(found: Discovery) -> str:
     """One sentence about it all."""
+    failed = [f"{found.failed:,} could not be read"] if found.failed else []
     if not found.unknown:
-        return f"{_images(found.images)}, none of them OOD: nothing is unknown here"
+        return "; ".join([f"{_images(found.images)}, none of them OOD: nothing is unknown here", *failed])
     many = f"{len(found.groups):,} group{'s' * (len(found.groups) != 1)}"
     parts = [f"{_images(found.images)}, {found.unknown:,} of them OOD: {many} of at least {found.min_size}"]
     parts += [f"{len(found.apart):,} fit no group"]
-    parts += [f"{found.failed:,} could not be read"] if found.failed else []
-    return "; ".join(parts)
+    return "; ".join(parts + failed)
 
 
 def _images(count: int) -> str:

@@ -138,7 +138,7 @@ def search(
 
       outclass search photos.lance animal --ood-only --guard my.guard
     """
-    from outclass.cli.show import say
+    from outclass.cli.show import limit_line, say
     from outclass.encoders.base import load_encoder
     from outclass.guard import Guard
     from outclass.index import Index
@@ -150,7 +150,7 @@ def search(
     index = Index(photos)
     made = load_encoder(encoder or index.encoder, device, threads)
     guard = Guard.load(guard_file, made, threads=threads) if guard_file else None
-    if made.info.name == "lite" and not quiet and not is_image_file(query) and beyond_nouns(query):
+    if made.info.name == "lite" and not quiet and query.strip() and not is_image_file(query) and beyond_nouns(query):
         say(SENTENCES.format(query=query), style="yellow")
     try:
         hits = find(index, query, made, k=k, where=where, guard=guard, ood_only=ood_only, exact=exact)
@@ -159,13 +159,17 @@ def search(
     if as_json:
         print(json.dumps([hit.to_dict() for hit in hits], indent=2))
     elif not quiet:
-        _print(hits)
+        if hits:
+            _print(hits)
+        else:
+            say("no image found" + " that meets these conditions" * bool(where or ood_only), style="yellow")
     if out is not None:
         from outclass.report.contact import contact_sheet
 
         about = {
             "Index": f"{index.path.name}, {len(index):,} images, {'approximate' if index.approximate else 'exact'}",
             "Encoder": f"{index.encoder} ({index.fingerprint})",
+            **({"Threshold": limit_line(guard.threshold)} if guard and guard.threshold else {}),
             "Command": printable(shlex.join(["outclass", *sys.argv[1:]])),
             "Version": f"outclass {__version__}",
         }

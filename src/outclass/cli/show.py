@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from outclass.decide.threshold import Threshold
 from outclass.guard import Guard
 from outclass.records import Verdict
 from outclass.report.best import Best
@@ -82,14 +83,19 @@ def summary_line(scan: Scan, seconds: float, guard: Guard, read: int) -> str:
     parts = [f"{scan.n} image{'' if scan.n == 1 else 's'}"]
     if guard.threshold:
         parts.append(f"{scan.n_id} ID, {scan.n_ood} OOD")
-        limit = "the threshold of its class" if guard.threshold.by_class else f"{guard.threshold.value:.4g}"
-        parts.append(f"ood_score > {limit} is OOD ({guard.threshold.source} threshold)")
+        parts.append(limit_line(guard.threshold))
     if scan.n_failed:
         parts.append(f"{scan.n_failed} could not be read")
     if scan.ignored:
         parts.append(f"{scan.ignored} other file{'' if scan.ignored == 1 else 's'} ignored")
     rate = f" ({read / seconds:.0f} images/s)" if seconds > 0 and read > 1 else ""
     return "; ".join(parts) + f"; {seconds:.1f} s{rate}"
+
+
+def limit_line(threshold: Threshold) -> str:
+    """What decides, and where it comes from."""
+    limit = "the threshold of its class" if threshold.by_class else f"{threshold.value:.4g}"
+    return f"ood_score > {limit} is OOD ({threshold.source} threshold)"
 
 
 def words_line(negatives: Negatives) -> str:

@@ -134,7 +134,8 @@ def discover(
     Raises:
         NotReadyError: the guard has no threshold.
         MismatchError: the index was made with another encoder.
-        UsageError: no such index, or ``min_size`` below 2.
+        UsageError: no such index, ``min_size`` below 2, or a detector that needs local vectors, of which the index
+            holds none.
         MissingExtraError: scikit-learn is not installed.
     """
     opened = index if isinstance(index, Index) else Index(index)
@@ -208,13 +209,14 @@ def _judged(index: Index, guard: Guard, progress: bool) -> tuple[_Unknown, _Know
     parts = [np.empty((0, index.dim), np.float32)]
     scores: list[float] = []
     failed = 0
-    batches = index.features(guard.batch_size or guard.encoder.info.batch_size)
+    size, patches = guard.batch_size or guard.encoder.info.batch_size, "patches" in guard.detector.needs
+    batches = index.features(size, patches)
     if progress:
         batches = track(batches, len(index), "judging", lambda batch: len(batch.ids))
     for batch in batches:
         read = [id_ for id_, error in zip(batch.ids, batch.errors, strict=True) if error is None]
         failed += len(batch.ids) - len(read)
-        verdicts = guard.check_vectors(batch.vectors, read)
+        verdicts = guard.check_vectors(batch.vectors, read, batch.patches)
         is_ood = np.array([verdict.is_ood for verdict in verdicts], bool)
         parts.append(batch.vectors[is_ood])
         ids += [verdict.id for verdict in verdicts if verdict.is_ood]

@@ -185,8 +185,8 @@ class Boxes(Parts):
 
     def said_unmet(self) -> tuple[str, str]:
         """How many ids no image was seen of, and the first few of them, for a message."""
-        first = sorted(self.unmet)[:SHOWN]
-        return f"{len(self.unmet):,} ids", ", ".join(first) + (" ..." if len(self.unmet) > SHOWN else "")
+        count, first = len(self.unmet), sorted(self.unmet)[:SHOWN]
+        return f"{count:,} id{'s' * (count != 1)}", ", ".join(first) + (" ..." if count > SHOWN else "")
 
     def boxes(self, id: str, width: int, height: int) -> tuple[Box, ...]:
         """The boxes of an image in their order, cut at its edges; one that cannot be used says why."""

@@ -61,12 +61,14 @@ class Hits:
         similarity: (k,) float32 cosines, [-1, 1].
         vectors: (k, dim) float32 unit rows.
         sizes: k (width, height), pixels.
+        rows: k row ids of the table.
     """
 
     ids: tuple[str, ...]
     similarity: npt.NDArray[np.float32]
     vectors: Vectors = field(repr=False)
     sizes: tuple[tuple[int, int], ...] = field(repr=False)
+    rows: tuple[int, ...] = field(repr=False)
 
 
 class Index(Source):
@@ -211,10 +213,7 @@ class Index(Source):
             held.update({name: rows[read:] for name, rows in held.items()})
             return found
 
-        at_once = (
-            READ_AT_ONCE if not patches else max(1, min(READ_AT_ONCE, READ_BYTES // (2 * self.patches * self.dim)))
-        )
-        for batch in self._batches(["id", "error", *widths], at_once):
+        for batch in self._batches(["id", "error", *widths], self._at_once if patches else READ_AT_ONCE):
             ids += batch.column("id").to_pylist()
             errors += batch.column("error").to_pylist()
             for name, width in widths.items():
@@ -232,6 +231,11 @@ class Index(Source):
                 f"{str(self.path)!r} holds no local vectors, which this detector needs: index the images under another "
                 "name with --patches (patches=True), scan the images themselves, or use another detector"
             )
+
+    @property
+    def _at_once(self) -> int:
+        """Rows whose local vectors are read at a time."""
+        return max(1, min(READ_AT_ONCE, READ_BYTES // (2 * self.patches * self.dim)))
 
     def nearest(self, vector: Vectors, k: int = 10, where: str | None = None, exact: bool = False) -> Hits:
         """The images nearest to a vector of the same encoder.
@@ -258,7 +262,7 @@ class Index(Source):
         query = query.nprobes(PROBES).refine_factor(REFINE) if self.approximate else query
         query = query.bypass_vector_index() if exact else query
         try:
-            found = query.select(["id", "vector", "width", "height", "_distance"]).to_arrow()
+            found = query.with_row_id(True).select(["id", "vector", "width", "height", "_distance"]).to_arrow()
         except (ValueError, RuntimeError) as error:
             if where is None:
                 raise
@@ -269,9 +273,30 @@ class Index(Source):
         ids, cosines = found.column("id").to_pylist(), vectors @ vector
         order = sorted(range(len(ids)), key=lambda row: (-cosines[row], ids[row]))
         sizes = list(zip(found.column("width").to_pylist(), found.column("height").to_pylist(), strict=True))
+        rows = found.column("_rowid").to_pylist()
         return Hits(
-            tuple(ids[row] for row in order), cosines[order], vectors[order], tuple(sizes[row] for row in order)
+            tuple(ids[row] for row in order),
+            cosines[order],
+            vectors[order],
+            tuple(sizes[row] for row in order),
+            tuple(rows[row] for row in order),
         )
+
+    def with_patches(self, found: Hits) -> Iterator[Features]:
+        """What was found, in its order, with its local vectors, a few images at a time.
+
+        Raises:
+            UsageError: the index holds no local vectors.
+        """
+        self._check_patches(True)
+        for start in range(0, len(found.ids), self._at_once):
+            some = slice(start, start + self._at_once)
+            ids, query = found.ids[some], self.table.take_row_ids(list(found.rows[some]))
+            taken = query.select(["id", "patches"]).to_arrow().combine_chunks()
+            place = {id_: row for row, id_ in enumerate(taken.column("id").to_pylist())}  # as they lie in the table
+            local = _matrix(taken.column("patches"), self.dim).reshape(-1, self.patches, self.dim)
+            patches = local[[place[id_] for id_ in ids]].astype(np.float32)
+            yield Features(ids, (None,) * len(ids), found.vectors[some], patches)
 
     def top(self, queries: Vectors, k: int) -> list[list[str]]:
         """Ids of the k nearest rows to each of several vectors, (q, dim) float32 unit rows, exactly, in one reading."""
