@@ -217,6 +217,20 @@ def test_a_source_that_breaks_loses_nothing_it_had_given(alone):
     assert [one for part in parts for one in part.ids] == [str(row) for row in range(19)]
 
 
+def test_a_long_run_of_failures_is_passed_on_before_the_source_ends():
+    drawn, encoder = 0, Alone()
+
+    def items():
+        nonlocal drawn
+        for drawn in range(1000):
+            yield Item(str(drawn), b"")
+
+    stream = encode_stream(items(), encoder, Reader(encoder.info.preprocess), 4, 2)
+    first = next(stream)
+    assert drawn < 100, "no more than a few batches are held"
+    assert [id_ for part in (first, *stream) for id_ in part.ids] == [str(row) for row in range(1000)]
+
+
 def test_a_stream_of_failures_only_has_rows_and_no_vectors():
     ids, errors, vectors = features([b""] * 20, Alone(), batch_size=4)
     assert len(ids) == 20

@@ -112,6 +112,28 @@ def test_archives_tables_and_lists_on_the_web_are_read(server, tmp_path):
     assert not any("secret" in path for path in Server.asked)
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "parquet"])
+def test_what_a_signed_address_holds_is_told_by_its_path(server, tmp_path, kind):
+    writer = {"zip": write_zip, "parquet": write_parquet}.get(kind, write_tar)
+    path = writer(tmp_path / f"a.{kind}", [("red.png", DATA["red"]), ("blue.png", DATA["blue"])])
+    Server.files[f"/a/a.{kind}"] = path.read_bytes()
+    rows = verdicts(open_source(f"{server}/a/a.{kind}?sig=secret/x.png", http=True))
+    assert [(row.id, row.label) for row in rows] == [(row.id, row.label) for row in verdicts(path)]
+    assert set(Server.asked) == {f"/a/a.{kind}?sig=secret/x.png"}
+
+
+def test_what_is_wrong_with_a_table_is_said_without_its_signature(server, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "n.parquet")
+    Server.files |= {"/A/N.parquet": (tmp_path / "n.parquet").read_bytes(), "/A/List.csv": b"file\nred.png\n"}
+    for name in ("N.parquet", "List.csv"):
+        with pytest.raises(UsageError, match=f"/A/{name}") as caught:
+            open_source(f"{server}/A/{name}?sig=secret", http=True)
+        assert "secret" not in str(caught.value)
+
+
 def test_a_server_that_fails_is_asked_again_and_then_is_a_row(server, monkeypatch):
     monkeypatch.setattr(Server, "failures", 2)
     (row,) = verdicts(open_source(f"{server}/a/red.png", http=True))

@@ -12,11 +12,13 @@ import sys
 import time
 
 import pytest
+import typer
 from conftest import ROOT, save_picture
 from holders import write_parquet, write_tar
 from test_shards import bytes_of, untimed
 
 from outclass import Guard
+from outclass.cli.stopping import stopping
 from outclass.shards import scan_to
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -163,6 +165,50 @@ def test_a_stopped_command_without_shards_leaves_no_file(tmp_path, out, said):
     assert said in errors
     assert "Traceback" not in errors + printed
     assert not out or not list(folder.iterdir())
+
+
+STUCK = """
+import outclass.images.loader as loader
+def stuck(self, item):
+    print("reads", flush=True)
+    time.sleep(60)
+loader.Reader.of = stuck
+"""
+
+
+def test_a_signal_that_comes_twice_does_not_interrupt_the_closing():
+    before, closed = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], []
+
+    @stopping(lambda: "so")
+    def work():
+        try:
+            signal.raise_signal(signal.SIGINT)
+            closed.append("too early")
+        finally:
+            signal.raise_signal(signal.SIGINT)  # such as a wrapper passes on
+            signal.raise_signal(signal.SIGTERM)
+            closed.append("closed")
+
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            work()
+        assert (ended.value.exit_code, closed) == (130, ["closed"])
+        signal.raise_signal(signal.SIGINT)  # nor does it break the end of the process
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_later_ctrl_c_ends_what_is_stuck(tmp_path):
+    source, folder = holder(tmp_path, "folder"), tmp_path / "out"
+    child = start(STUCK + COMMAND, "scan", source, "-c", "red,blue", "-e", "toy", "-t", "-0.9", "-o", folder)
+    assert child.stdout.readline() == "reads\n"
+    child.send_signal(signal.SIGINT)
+    time.sleep(1.3)
+    assert child.poll() is None, "the images in flight are waited for"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=10) == 130
+    child.communicate()
 
 
 def test_a_second_process_is_refused_with_the_first_one_named(tmp_path):

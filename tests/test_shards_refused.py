@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import command, run, save_picture
+from conftest import BLUE, RED, command, encoded, picture, run, save_picture
 from test_shards import ROWS, TOY, bytes_of, fresh, pictures
 
 from outclass import Guard, MismatchError, UsageError
@@ -119,6 +119,19 @@ def test_a_manifest_leads_to_no_file_elsewhere(many, tmp_path):
     path.write_text(path.read_text("utf-8").replace('"verdicts-00000.csv"', '"../verdicts-00000.csv"'))
     with pytest.raises(MismatchError, match="another folder"):
         list(read_verdicts(tmp_path / "out"))
+
+
+def test_another_column_of_the_same_table_is_another_source(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    red, blue = encoded(picture(RED)), encoded(picture(BLUE))
+    path = tmp_path / "two.parquet"
+    pq.write_table(pa.table({"one": [red] * 6, "other": [blue] * 6}), path)
+    scan_to(fresh(), f"{path}:one", tmp_path / "out", 5)
+    (tmp_path / "out" / "verdicts-00001.csv").unlink()  # whose ids are the same
+    with pytest.raises(MismatchError, match="column one, now other"):
+        scan_to(fresh(), f"{path}:other", tmp_path / "out", 5)
 
 
 def test_a_second_writer_is_refused(many, tmp_path):

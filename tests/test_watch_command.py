@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import BLUE, GREEN, ROOT, read_csv, run, save_picture
 
-from outclass import UsageError, Verdict
+from outclass import Guard, UsageError, Verdict
+from outclass.cli.judging import _how_to_go_on
 from outclass.report.live import LiveFile
 
 TOY = ("--classes", "red,blue", "--encoder", "toy", "-t", "-0.9")
@@ -146,6 +148,43 @@ def test_what_has_no_end_goes_together_with_little(photos, tmp_path, more, word)
     assert isinstance(done.exception, UsageError)
     assert word in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_guard_that_was_calibrated_on_tiles_is_refused_instead_of_waiting_for_batches(photos, tmp_path):
+    guard = Guard(["red", "blue"], "toy")
+    colours = [np.broadcast_to(np.uint8([250 - 7 * n, 5 * n, n]), (24, 24, 3)) for n in range(12)]
+    guard.calibrate_tiles(colours, "2x2", false_alarm_rate=0.5)
+    guard.save(tmp_path / "tiled.guard")
+    done = run("scan", photos, "--guard", tmp_path / "tiled.guard", "--watch", "-o", tmp_path / "out")
+    assert isinstance(done.exception, UsageError)
+    assert "calibrated on" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_is_not_watched_as_if_it_were_a_folder(photos, tmp_path):
+    pytest.importorskip("lancedb")
+    assert run("index", photos, "-o", tmp_path / "photos.lance", "--encoder", "toy").exit_code == 0
+    done = run("scan", tmp_path / "photos.lance", *TOY, "--watch")
+    assert isinstance(done.exception, UsageError)
+    assert "index" in str(done.exception)
+
+
+def test_a_signal_that_comes_twice_ends_a_watch_like_one(photos, tmp_path):
+    out = tmp_path / "out"
+    with started("scan", photos, *TOY, "--watch", "--every", 0.05, "-o", out) as process:
+        until(lambda: len(rows(out)) == 3)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert len(read_csv(out)) == 3
+    assert (out / "report.html").exists()
+
+
+def test_a_watch_that_is_interrupted_says_where_its_rows_are(tmp_path):
+    said = _how_to_go_on(Guard(["red"], "toy").scan([]), tmp_path, True, [])
+    assert str(tmp_path / "live.jsonl") in said
+    assert "--shard-rows" not in said, "which does not go with --watch"
 
 
 @pytest.mark.parametrize("what", ["a-red.png", "none", "memory://bucket"])

@@ -84,7 +84,8 @@ def run(
     table = None if quiet else VerdictTable(guard.calibrated is not None)
     sinks: list[Any] = [table] if table else []
     rejected, largest = 0, 0.0
-    with stopping(lambda: _how_to_go_on(scanned, out)):
+    finished: list[Path] = []
+    with stopping(lambda: _how_to_go_on(scanned, out, watch is not None, finished)):
         with contextlib.ExitStack() as files:
             files.enter_context(scanned)
             if watch is not None:
@@ -112,6 +113,8 @@ def run(
                     rejected, largest = rejected + 1, max(largest, verdict.p_value or 0.0)
                 for sink in sinks:
                     sink.add(verdict)
+        if out is not None and sharded is None:
+            finished.append(sinks[-1].path)
         seconds = time.perf_counter() - clock
         read_now = scanned.n - scanned.n_failed if sharded is None else sharded.n_read_now
         if out is not None:
@@ -146,12 +149,17 @@ def run(
     return scanned.n_failed
 
 
-def _how_to_go_on(scanned: Scan, out: Path | None) -> str:
+def _how_to_go_on(scanned: Scan, out: Path | None, watched: bool, finished: list[Path]) -> str:
     """What is said after Ctrl-C."""
+    from outclass.report.live import NAME
     from outclass.shards import ROWS, ShardedScan
 
     if isinstance(scanned, ShardedScan):
         return f"{scanned.n_written:,} rows are written; run the same command again to go on"
     if out is None:
         return f"{scanned.n:,} images were judged"
+    if finished:
+        return f"{finished[0]} is written, with all {scanned.n:,} images; the report is not"
+    if watched:
+        return f"what was judged stands in {out / NAME}; a new run begins with what lies in the folder"
     return f"no file was written; with --shard-rows {ROWS} a scan goes on where it was stopped"

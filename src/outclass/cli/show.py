@@ -38,8 +38,8 @@ class VerdictTable:
         self._n += 1
         if self.stream:
             if self._n == 1:
-                print(_line(self.head))
-            print(_line(_cells(verdict, self.p_values)))
+                print(plain_line(self.head))
+            print(plain_line(verdict_cells(verdict, self.p_values)))
             return
         if len(self._first) < SHOWN:
             self._first.append(verdict)
@@ -72,7 +72,7 @@ class VerdictTable:
                 name, justify="right" if name in ("ood_score", "p_value", "similarity") else "left", overflow="fold"
             )
         for verdict in verdicts:
-            cells = _cells(verdict, self.p_values)
+            cells = verdict_cells(verdict, self.p_values)
             style = {"OOD": "bold red", "ID": "green", "error": "yellow"}.get(cells[0].removesuffix(" fdr"), "")
             table.add_row(Text(cells[0], style=style), *(Text(cell) for cell in cells[1:]))
         Console().print(table)
@@ -121,10 +121,11 @@ def say(text: str, style: str = "") -> None:
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
 
 
-def _cells(verdict: Verdict, p_values: bool) -> tuple[str, ...]:
-    name = verdict.id.translate(_CONTROL)
+def verdict_cells(verdict: Verdict, p_values: bool) -> tuple[str, ...]:
+    """What the screen shows of a verdict."""
+    name = verdict.id.translate(CONTROL)
     if verdict.error is not None:
-        return ("error", "", *([""] * p_values), "", "", "", f"{name}  ({verdict.error.translate(_CONTROL)})")
+        return ("error", "", *([""] * p_values), "", "", "", f"{name}  ({verdict.error.translate(CONTROL)})")
     decision = {True: "OOD", False: "ID", None: "-"}[verdict.is_ood] + (" fdr" if verdict.fdr_rejected else "")
     # A known class needs no other word; without a decision both are worth a look.
     other = "" if verdict.is_ood is False else verdict.nearest_negative or ""
@@ -134,10 +135,11 @@ def _cells(verdict: Verdict, p_values: bool) -> tuple[str, ...]:
     return (decision, shown, *p_value, f"{verdict.similarity:.4f}", verdict.label or "", other, name)
 
 
-def _line(cells: tuple[Any, ...]) -> str:
+def plain_line(cells: tuple[Any, ...]) -> str:
+    """Such cells in columns, for what is no terminal."""
     *numbers, label, other, name = cells[1:]
     return f"{cells[0]:7} {' '.join(f'{number:>10}' for number in numbers)}  {label:20} {other:20} {name}"
 
 
 # A file name must not move the cursor or start a new row.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}

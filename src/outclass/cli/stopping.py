@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -12,6 +14,8 @@ from types import FrameType
 import typer
 
 INTERRUPTED, TERMINATED = 130, 143  # what a shell expects after Ctrl-C and after SIGTERM
+
+TWICE = 1.0  # seconds in which a second signal is the first one once more, as a shell or a wrapper passes it on
 
 
 class _Terminated(KeyboardInterrupt):
@@ -22,13 +26,28 @@ class _Terminated(KeyboardInterrupt):
 def stopping(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """Inside the block Ctrl-C and SIGTERM end the command without a traceback, once all that is open is closed.
 
+    Closing waits for the batches in flight. It is not interrupted: one more signal, a second later or more, ends the
+    process at once, as a kill would.
+
     Args:
         how_to_go_on: what is said then.
     """
     from outclass.cli.show import say
 
     main = threading.current_thread() is threading.main_thread()  # elsewhere no signal arrives
-    before = signal.signal(signal.SIGTERM, _terminate) if main else None
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    first: list[float] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if time.monotonic() - first[0] > TWICE:
+            os._exit(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as below nohup
+            signal.signal(number, end)
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -36,9 +55,5 @@ def stopping(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         say(f"interrupted: {how_to_go_on()}", style="yellow")
         raise typer.Exit(TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED) from None
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+        for number, handler in before.items() if not first else ():  # else also while the process ends
+            signal.signal(number, handler)

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from outclass.cli.stopping import TWICE
 from outclass.errors import UsageError
 from outclass.images.watch import Watch
 
@@ -39,21 +41,27 @@ def watched(photos: str, every: float, fdr: float | None, sharded: bool, tiled: 
     Raises:
         UsageError: it is none, or an option does not go together with --watch.
     """
+    from outclass.index.table import is_index
+
     for given, option, reason in (
-        (fdr is not None, "--fdr", "compares all images"),
-        (sharded, "--shard-rows", "counts positions in a source that has an end"),
-        (tiled, "--tiles and --boxes", "wait for batches to be full"),
+        (fdr is not None, "--fdr", "it compares all images"),
+        (sharded, "--shard-rows", "it counts positions in a source that has an end"),
+        (tiled, "--tiles and --boxes", "they wait for batches to be full"),
     ):
         if given:
-            raise UsageError(f"{option} cannot be used with --watch, which has no end: it {reason}")
+            raise UsageError(f"{option} cannot be used with --watch, which has no end: {reason}")
     if "://" in photos:
         raise UsageError("a remote folder cannot be watched: scan it again from time to time, or watch a mounted one")
+    if is_index(photos):
+        raise UsageError(
+            f"only a folder of images can be watched, and {photos!r} is an index: watch the folder that it was made of"
+        )
     return Watch(photos, every)
 
 
 @contextlib.contextmanager
 def watching(watch: Watch, out: Path | None, table: VerdictTable | None) -> Iterator[list[Any]]:
-    """Inside the block Ctrl-C and SIGTERM close the watch; a second one interrupts as usual.
+    """Inside the block Ctrl-C and SIGTERM close the watch; one more, a second later or more, interrupts as usual.
 
     Args:
         watch: what is scanned.
@@ -73,9 +81,15 @@ def watching(watch: Watch, out: Path | None, table: VerdictTable | None) -> Iter
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    closed: list[float] = []
+
     def end(number: int, frame: FrameType | None) -> None:
-        restore()
-        watch.close()
+        if not closed:
+            closed.append(time.monotonic())
+            watch.close()
+        elif time.monotonic() - closed[0] > TWICE:
+            restore()
+            signal.raise_signal(number)
 
     with contextlib.ExitStack() as files:
         live = [files.enter_context(LiveFile(out))] if out is not None else []

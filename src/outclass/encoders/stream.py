@@ -11,6 +11,8 @@ from outclass.images.loader import CHUNK, Loaded, Reader, chunks, map_ordered, u
 from outclass.images.sources import Item, Source
 from outclass.records import Features
 
+MOST_ROWS = 4  # times the images of a batch, where most of them cannot be read
+
 
 def encode_stream(
     items: Iterable[Item],
@@ -66,7 +68,8 @@ def _gather(parts: Iterable[Loaded], batch_size: int) -> Iterator[Loaded]:
     waiting: list[Loaded] = []
     try:
         for part in parts:
-            if waiting and sum(len(one.pixels) for one in [*waiting, part]) > batch_size:
+            images, rows = sum(len(one.pixels) for one in [*waiting, part]), sum(len(one.ids) for one in waiting)
+            if waiting and (images > batch_size or rows >= MOST_ROWS * batch_size):  # many may be unreadable
                 yield _join(waiting)
                 waiting = []
             waiting.append(part)

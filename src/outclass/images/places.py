@@ -49,6 +49,11 @@ class Place(Stored):
         """The last part of the path."""
         return self.path.rstrip("/").rpartition("/")[2]
 
+    @property
+    def plain(self) -> str:
+        """The path without what may be a password or a signature: to be shown, and to tell by its end what it is."""
+        return without_secrets(self.path.partition("?")[0] if self.protocol in WEB else self.path)
+
     def at(self, path: str, size: int | None = None) -> Place:
         """Another path there."""
         return Place(self.fs, path, self.protocol, size)

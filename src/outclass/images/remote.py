@@ -60,11 +60,11 @@ def open_remote(url: str, fps: float, http: bool = False) -> Source:
 
 
 def _open_file(place: Place, name: str, root: str, fps: float, column: str | None) -> Source:
-    kind = place.path.lower().partition("?")[0]
+    path, kind = place.plain, place.plain.lower()
     if kind.endswith((".txt", ".csv", ".tsv")):
         folder = place.at(posixpath.dirname(place.path))
         try:
-            entries = Lines(kind, place.open) if kind.endswith(".txt") else Column(kind, column, place.open)
+            entries = Lines(path, place.open) if kind.endswith(".txt") else Column(path, column, place.open)
         except ImageError as error:
             raise UsageError(f"cannot read the list {name!r}: {error}") from error
         return RemoteFiles(_Entries(entries, folder.path), folder, root, fps)

@@ -21,7 +21,7 @@ NAMES_MARGIN = 1024  # by which that header may be longer than the directory say
 
 def container(place: Place, id: str, fps: float) -> Source | None:
     """What a remote file holds; None where it is one image itself."""
-    name = place.path.lower()
+    name = place.plain.lower()
     if name.endswith(".zip"):
         return RemoteZip(place, id)
     if name.endswith(TARS):
@@ -67,12 +67,12 @@ class RemoteZip(Zip):
     """The images in a remote ZIP file; its directory is read first, each member when it is wanted."""
 
     def __init__(self, place: Place, id: str) -> None:
-        super().__init__(place.path, id)
+        super().__init__(place.plain, id)
         self._place = place
 
     def _archive(self) -> zipfile.ZipFile:
         size = self._place.length()
-        self._place = self._place.at(self.path, size)
+        self._place = self._place.at(self._place.path, size)
         self._place.part(max(0, size - 22), size)  # zipfile would take an error of the network for a damaged file
         return zipfile.ZipFile(self._place.open())
 
@@ -84,7 +84,7 @@ class RemoteTar(Tar):
     """The images in a remote tar file, read once from front to back; those in flight are held."""
 
     def __init__(self, place: Place, id: str) -> None:
-        super().__init__(place.path, id)
+        super().__init__(place.plain, id)
         self.streamed = True
         self._place = place
 
@@ -96,7 +96,7 @@ class RemoteParquet(Parquet):
     """The images in a column of a remote parquet file; of each row group the column of images alone is fetched."""
 
     def __init__(self, place: Place, id: str, column: str | None = None) -> None:
-        super().__init__(place.path, id, column)
+        super().__init__(place.plain, id, column)
         self._place = place
 
     def find(self, id: str) -> ImageLike | None:
@@ -114,7 +114,7 @@ class RemoteVideo(Video):
     """Frames of a remote video file, read from front to back."""
 
     def __init__(self, place: Place, id: str, fps: float) -> None:
-        super().__init__(place.path, id, fps)
+        super().__init__(place.plain, id, fps)
         self._place = place
 
     def find(self, id: str) -> ImageLike | None:

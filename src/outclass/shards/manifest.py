@@ -204,6 +204,7 @@ def maker_of(guard: Guard, source: Source) -> dict[str, Any]:
         "max_pixels": guard._reader.max_pixels,
         "source": printable(root),
         "fps": getattr(source, "fps", None),
+        "column": getattr(source, "column", None),
     }
     plain: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
     return plain

@@ -92,7 +92,7 @@ class Tiler(Learner):
         """Judge every image of a source by its parts, streaming; each image is decoded once, at its full size.
 
         Args:
-            source: what ``scan`` takes, but no index: that holds no pixels.
+            source: what ``scan`` takes, but no index, which holds no pixels, and no folder that is watched.
             tiles, score: as for ``check_tiles``.
             boxes: instead of tiles: a CSV (id,left,top,right,bottom[,name]), or a mapping id -> list of boxes.
             photos: keep a small picture in each verdict, for its ``draw()``.
@@ -274,9 +274,14 @@ def _with_pixels(source: Any) -> Source:
     """The source of images, opened.
 
     Raises:
-        UsageError: it is none, or an index.
+        UsageError: it is none, an index, or a folder that is watched.
     """
     opened = open_images(source)
     if isinstance(opened, Index):
         raise UsageError("an index holds vectors of whole images and no pixels: give the images themselves")
+    if opened.live:
+        raise UsageError(
+            "a watched folder cannot be judged by tiles or boxes, nor by a guard that was calibrated on them: they "
+            "wait for batches to be full. Scan the folder from time to time, or calibrate on whole images"
+        )
     return opened
