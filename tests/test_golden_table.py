@@ -62,7 +62,7 @@ NO_IMAGES_LEFT_OUT = "learns from the first 32 images; ours, as the paper's, fro
 CONSTANT = "plus a number that is the same for all images"
 TOTAL = "counts the spread of all images together; ours, as the paper's, is that within classes"
 RIDGE = "adds 1e-6 to the summed squares before inverting them, which moves its scores beyond their own tolerance"
-STREAM = "depends on the images before it (streaming): a later issue"
+STREAM = "depends on the images before it (streaming): compared in test_streaming_golden.py"
 NO_DETECTOR = "no detector of ours computes it: a variant that the reference's code offers beside its method"
 
 MCM_CODE = {"renormalised": True}

@@ -27,7 +27,7 @@ FLOORS = [
     ["defaults", "explain", "scan", "known"],
     ["judge"],
     ["learning"],
-    ["tiles"],
+    ["tiles", "stream"],
     ["guard", "report"],
     ["article", "benchmark", "discover", "search", "shards", "tune", "monitor", "distributed"],
     ["serve"],

@@ -27,6 +27,7 @@ from outclass.judge import Judge, context
 from outclass.learning import DROPPED
 from outclass.records import Features, Rows, Verdict
 from outclass.scan import Scan, judged
+from outclass.stream import Stream
 from outclass.tiles import Tiler
 from outclass.words.classes import ClassSet
 from outclass.words.negatives import NONE, WORDNET, Negatives, check_apart, choose, mine
@@ -244,6 +245,18 @@ class Guard(Tiler):
             UsageError: the encoder has no local vectors.
         """
         return explain(image, self._reader, self.encoder, self.class_set, self.negatives, self._judge)
+
+    def stream(self, method: str = "dictionary", **options: Any) -> Stream:
+        """A stream judged by what it has shown so far: an object with a memory, which this guard stays free of.
+
+        Args:
+            method: ``dictionary``, ``tanl`` or ``adaneg``, with parameters or without (``dictionary:capacity=2048``).
+            options: ``batch``, ``learn_first`` and ``threshold``, see ``outclass.stream.Stream``.
+
+        Returns:
+            An object with ``check``, ``scan``, ``check_vectors``, ``snapshot``, ``restore`` and ``reset``.
+        """
+        return Stream(self.encoder, self.judge, self._reader, method, threads=self.threads, **options)
 
     def _judge(self, batch: Features, judge: Judge | None = None) -> Iterator[Verdict]:
         """Verdicts of a batch, one for every id, in order; of another judge where one is given."""

@@ -20,9 +20,11 @@ from outclass.cli.learn import calibrate, fit
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
 from outclass.cli.serve import serve
+from outclass.cli.stream import stream
 from outclass.cli.synthesize import synthesize
 from outclass.cli.tables import detectors, doctor, encoders
 from outclass.cli.tune import tune
+from outclass.cli.watch import watch
 from outclass.errors import OutclassError
 
 WRONG_USAGE = 2
@@ -62,17 +64,17 @@ def outclass(
 
 
 for command in (
-    demo, scan, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve, tune, synthesize,
-    export, detectors, encoders, doctor,
+    demo, scan, watch, stream, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve, tune,
+    synthesize, export, detectors, encoders, doctor,
 ):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 
 
 def main() -> None:
     """Entry point. What outclass raises on purpose is one line on stderr; anything else is a crash with its trace."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names are wider than some terminals' encoding
+    for out in (sys.stdout, sys.stderr):
+        if hasattr(out, "reconfigure"):
+            out.reconfigure(errors="backslashreplace")  # file names are wider than some terminals' encoding
     try:
         app()
     except OutclassError as error:
