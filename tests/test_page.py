@@ -170,6 +170,23 @@ def test_dropped_files_become_cards_and_never_files_of_the_server(visit, server,
     assert not [path for path in held if path.read_bytes() == pictures[0].read_bytes()]
 
 
+NASTY = "${document.title='x'}{{7*7}}<img src=x onerror=document.title=1>&amp;'\"`.png"
+
+
+def test_names_are_text_to_the_browser(visit, tmp_path):
+    page = visit()
+    title = page.title()
+    drop(page, [save_picture(tmp_path / NASTY, GREEN)])
+    assert page.get_attribute("#oc-gallery .oc-name", "title") == NASTY.replace('"', "%22")  # so browsers send it
+    assert NASTY.startswith(page.inner_text("#oc-gallery .oc-name")[:20])
+    for names, said in ((f'red\n"{NASTY[:-4].replace(chr(34), chr(34) * 2)}"', "Classes: 2"), ("x\u202e", "u202e")):
+        page.fill("#oc-classes textarea", names)
+        page.click("#oc-judge")
+        status(page, said)
+    assert page.title() == title
+    assert page.locator("#oc-gallery [onerror], .oc-status *").count() == 0
+
+
 def test_files_can_be_dropped_with_the_mouse_anywhere(visit):
     page = visit()
     data = list(encoded(picture(GREEN)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import queue
 import re
+import time
 
 import pytest
 from conftest import GREEN, encoded, picture
@@ -14,6 +16,7 @@ from starlette.testclient import TestClient
 
 from outclass.serve.api import create_app
 from outclass.serve.metrics import Metrics
+from outclass.serve.page import forget_unread
 
 GRADIO = importlib.util.find_spec("gradio") is not None
 needs_gradio = pytest.mark.skipif(not GRADIO, reason="needs gradio: outclass[page]")
@@ -93,6 +96,47 @@ def test_an_event_that_would_make_gradio_fetch_a_file_is_refused(page):
     for body in (b"", b"[]", b"{", b"[" * 100_000):
         assert page.post("/gradio_api/queue/join", content=body).status_code == 400
     assert page.post("/gradio_api/queue/join", content=b"x" * (2 << 20)).status_code == 413
+
+
+@needs_gradio
+@pytest.mark.parametrize("tab", [None, "", "a b", "x" * 65, 7, ["a"]])
+def test_a_tab_has_a_short_name(page, tab):
+    """Gradio keeps it for ever."""
+    assert page.post("/gradio_api/queue/join", json=event("x") | {"session_hash": tab}).status_code in (400, 422)
+
+
+@needs_gradio
+def test_messages_that_nobody_reads_are_dropped(page, monkeypatch):
+    monkeypatch.setattr("outclass.serve.page.UNREAD", 12)
+    fence = next(one for one in page.app.router.routes if getattr(one, "path", "") == "page")
+    functions = page.get("/config").json()["dependencies"]
+    sort = next(place for place, one in enumerate(functions) if one["api_name"] == "_sort")
+
+    def held():
+        return sum(queue.qsize() for queue in fence.messages().values())
+
+    for tab in range(30):
+        sent = event("dropped") | {"fn_index": functions[sort]["id"], "session_hash": f"deaf{tab % 3}"}
+        assert page.post("/gradio_api/queue/join", json=sent).status_code == 200
+        limit = time.monotonic() + 20
+        before = held()
+        while held() == before and time.monotonic() < limit and not before:
+            time.sleep(0.02)
+        assert held() <= 12 + 16
+    time.sleep(0.5)
+    assert held() <= 12 + 16
+
+
+def test_the_tab_that_listens_keeps_its_messages(monkeypatch):
+    monkeypatch.setattr("outclass.serve.page.UNREAD", 10)
+    tabs = {name: queue.Queue() for name in ("listens", "deaf")}
+    for name, count in (("listens", 4), ("deaf", 9)):
+        for number in range(count):
+            tabs[name].put_nowait(number)
+    forget_unread(tabs)
+    assert [one.qsize() for one in tabs.values()] == [4, 0]
+    forget_unread(tabs)
+    assert [one.qsize() for one in tabs.values()] == [4, 0]
 
 
 @needs_gradio

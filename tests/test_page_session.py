@@ -124,6 +124,17 @@ def test_classes_that_cannot_be_used_change_nothing(session, bad):
     assert session.guard.judge is before
 
 
+def test_few_letters_do_not_become_many_texts(session):
+    words = "; ".join(f"w{row}" for row in range(16))
+    many = "\n".join(f"c{row} | {words} @ {words}" for row in range(20))  # 20 x 17 x 16
+    before = session.guard.judge
+    with pytest.raises(UsageError, match="5,440 names"):
+        session.set_classes(many)
+    assert session.guard.judge is before
+    session.set_classes(many.split("\n")[0])
+    assert session.guard.classes == ("c0",)
+
+
 def test_a_class_name_is_never_a_file(session, tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     session.set_classes(f"{tmp_path}/names.txt\nred")
@@ -193,7 +204,7 @@ def test_publishing_takes_the_token_and_the_version_that_the_session_began_with(
     stale = Session(service, "en")
     session.set_classes("red\ngreen")
     session.set_threshold(-0.7)
-    for token, admin in (("", TOKEN), ("wrong", TOKEN), (TOKEN, None), ("", None)):
+    for token, admin in (("", TOKEN), ("wrong", TOKEN), ("\ud800", TOKEN), (TOKEN, None), ("", None)):
         assert not session.publish(token, admin)
     assert service.served.guard.classes == ("red", "blue")
     assert session.publish(f" {TOKEN}\n", TOKEN)
@@ -246,6 +257,30 @@ def test_sessions_are_apart_bounded_and_end(service, monkeypatch):
     monkeypatch.setattr(page_session, "IDLE", -1.0)
     time.sleep(0.01)
     sessions.get("last")
+    assert len(sessions) == 1
+
+
+def test_all_sessions_together_hold_so_many_bytes(service, monkeypatch):
+    sessions = Sessions(service)
+    seen = looked_at(service, *PICTURES.items())
+    assert sessions.get("0").held == 0
+    for row in range(6):
+        sessions.get(str(row)).add(seen)
+    size = sessions.get("5").held
+    assert size >= sum(len(one.thumbnail) + one.vector.nbytes for one in seen)
+    sessions.get("4").set_classes("red\ngreen\nblue")
+    assert sessions.get("4").held > size
+    sessions.get("5")
+    monkeypatch.setattr(page_session, "HELD", 3 * size)
+    mine = sessions.get("5")
+    assert 1 < len(sessions) <= 3
+    assert mine.seen == seen
+    mine.clear()
+    assert mine.held == 0
+    mine.calibrate(seen, 0.05)
+    assert mine.held == size
+    monkeypatch.setattr(page_session, "HELD", 0)
+    assert sessions.get("5") is mine
     assert len(sessions) == 1
 
 

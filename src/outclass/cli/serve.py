@@ -49,6 +49,15 @@ def serve(
     page: Annotated[
         bool, typer.Option("--page/--no-page", help="A web page at / (outclass[page]).", rich_help_panel=SERVING)
     ] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that requests may be for, such as a proxy's; may be repeated. Without one, a server for this "
+            "machine alone goes by addresses and localhost, any other by every name.",
+            show_default=False,
+            rich_help_panel=SERVING,
+        ),
+    ] = None,
     max_images: Annotated[int, typer.Option(min=1, help="Images of a request.", rich_help_panel=LIMITS)] = 64,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Size of a request.", rich_help_panel=LIMITS)] = 64,
     max_pixels: Annotated[
@@ -97,7 +106,7 @@ def serve(
     try:
         from outclass.serve.api import create_app
         from outclass.serve.metrics import Metrics
-        from outclass.serve.run import listen, run, url, warn_if_open
+        from outclass.serve.run import is_loopback, listen, run, url, warm_changes, warn_if_open
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve", "outclass serve") from error
     from outclass.cli.guards import make_guard
@@ -131,7 +140,12 @@ def serve(
         address = url(listening)
         say(f"{address} serves {len(guard.classes)} classes ({names}), version {service.served.version}, {rights}")
         say(f"try: curl -F images=@photo.jpg {address}/v1/check; all routes: {address}/openapi.json; Ctrl-C ends")
-    run(create_app(service, metrics, token, page), service, listening)
+    # On other addresses the names are not known; on this machine's own, a strange one is another site's.
+    hosts = allow_host or ([] if is_loopback(host) else None)
+    app = create_app(service, metrics, token, page, hosts)
+    if token or page:
+        warm_changes(service)
+    run(app, service, listening)
 
 
 def _token(given: str | None, file: Path | None) -> str | None:
@@ -149,6 +163,8 @@ def _token(given: str | None, file: Path | None) -> str | None:
         return None
     if not (token := given.strip()):
         raise UsageError("the admin token is empty; leave the option out for a read-only server")
+    if not token.isascii():
+        raise UsageError("the admin token has letters that a header cannot carry; use a-z, A-Z, 0-9, - and _")
     if len(token) < SHORT:
         say(f"the admin token has fewer than {SHORT} characters and can be guessed", style="yellow")
     return token

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
@@ -27,6 +27,7 @@ from outclass.serve.gate import AGAIN, Gate
 from outclass.serve.metrics import Metrics
 from outclass.serve.problems import BY_STATUS, KINDS, ProblemError, described, problem_response
 from outclass.serve.service import (
+    WORDS_A_CLASS,
     Check,
     Classify,
     ConflictError,
@@ -42,13 +43,19 @@ from outclass.serve.service import (
 READY_SECONDS = 10.0
 ABOUT = """Says for every image whether it belongs to the known classes. `ood_score`: higher = more OOD (out of
 distribution: none of the classes). `is_ood` = `ood_score` > `threshold`. Errors are `application/problem+json`."""
-ANYWHERE = ("malformed", "method", "internal", "unavailable")
+ANYWHERE = ("malformed", "method", "host", "internal", "unavailable")
 BODY = ("slow_upload", "too_large", "media_type", "invalid", "queue_full")
 ADMIN = ("unauthorised", "read_only", "conflict", "version")
 How = Literal["set", "add", "remove"]
 
 
-def create_app(service: Service, metrics: Metrics, admin_token: str | None = None, page: bool = False) -> FastAPI:
+def create_app(
+    service: Service,
+    metrics: Metrics,
+    admin_token: str | None = None,
+    page: bool = False,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The API of a service.
 
     Args:
@@ -56,6 +63,7 @@ def create_app(service: Service, metrics: Metrics, admin_token: str | None = Non
         metrics: counts; its ``batch`` is to be the service's ``on_batch``.
         admin_token: lets its bearer change the classes; None = nobody can.
         page: the web page at ``/``, too; without Gradio, words there that say how to get it.
+        hosts: names that requests may be for, besides addresses and localhost; None = any.
     """
     metrics.watch(service)
 
@@ -68,7 +76,7 @@ def create_app(service: Service, metrics: Metrics, admin_token: str | None = Non
     app = FastAPI(
         title="outclass", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.add_middleware(cast(Any, Gate), service=service, metrics=metrics)
+    app.add_middleware(cast(Any, Gate), service=service, metrics=metrics, hosts=hosts)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     _translate(app, metrics)
     _add_judging(app, service, metrics)
@@ -117,14 +125,15 @@ def _add_judging(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """The images of the served index that are nearest to words or to an image, with their verdicts."""
         if service.index is None:
             raise ProblemError("not_found", "no index is served: outclass serve --index photos.lance")
-        asked = await read_json(request, models.SearchIn)
+        asked = await read_json(request, models.SearchIn, service.limits.query_length + 100)
         if (asked.text is None) == (asked.image is None):
             raise ProblemError("invalid", "give either text or image")
         if asked.k > service.limits.found:
             raise ProblemError("invalid", f"k: at most {service.limits.found}, got {asked.k}")
         query: Any = asked.text
         if asked.image is not None:
-            ((query, _),) = await answers(request, service, [("image", decode_base64(asked.image, "image"))], Embed())
+            image = await asyncio.to_thread(decode_base64, asked.image, "image")
+            ((query, _),) = await answers(request, service, [("image", image)], Embed())
             if isinstance(query, str):
                 raise ProblemError("invalid", f"the image cannot be read: {query}")
         served, hits = await asyncio.to_thread(service.search, query, asked.k, asked.ood_only)
@@ -144,7 +153,8 @@ def _add_classes(app: FastAPI, service: Service, admin_token: str | None) -> Non
 
     async def changed_by_body(request: Request, how: How) -> Response:
         _authorise(request, admin_token)
-        return await change(request, how, (await read_json(request, models.ClassesIn)).parsed())
+        most = service.limits.classes * (service.limits.name_length + 4 * WORDS_A_CLASS)
+        return await change(request, how, (await read_json(request, models.ClassesIn, most)).parsed())
 
     @app.get("/v1/classes", tags=["classes"], **_route(models.ClassesOut))
     async def get_classes() -> Response:

@@ -23,6 +23,7 @@ Images = list[tuple[str, bytes]]
 
 FIELD = "images"
 HEADER_BYTES = 16_384  # of the head of one part
+MOST_ERRORS = 10_000
 
 
 async def images_of(request: Request, limits: Limits) -> Images:
@@ -35,7 +36,7 @@ async def images_of(request: Request, limits: Limits) -> Images:
     if kind == "multipart/form-data":
         images = await _multipart(request, limits)
     elif kind == "application/json":
-        listed = await read_json(request, ImagesIn)
+        listed = await read_json(request, ImagesIn, limits.images * (ID_LENGTH + 10))
         _check_count(len(listed.images), limits)
         images = await asyncio.to_thread(_decode, listed)
     else:
@@ -44,18 +45,28 @@ async def images_of(request: Request, limits: Limits) -> Images:
     return images
 
 
-async def read_json(request: Request, model: type[Model]) -> Model:
+async def read_json(request: Request, model: type[Model], most: int) -> Model:
     """A JSON body as a model.
 
+    Args:
+        request: whose body is read.
+        model: what it is to be.
+        most: commas and brackets that it may have, in texts too. A value takes up to a hundred times the bytes of
+            its text while it is read, so more values than any good request has are refused before.
+
     Raises:
-        ProblemError: another type, no JSON, or not what the model says.
+        ProblemError: another type, no JSON, too many values, or not what the model says.
     """
     if (kind := media_type(request)) != "application/json":
         raise ProblemError("media_type", f"expected application/json, got {kind[:100]!r}")
     body = await request.body()
+    if (count := await asyncio.to_thread(lambda: sum(map(body.count, (b",", b"[", b"{"))))) > most:
+        raise ProblemError("too_large", f"a JSON body of {count:,} commas and brackets is over the limit of {most:,}")
     try:
         return await asyncio.to_thread(model.model_validate_json, body)
     except ValidationError as error:
+        if error.error_count() > MOST_ERRORS:  # a thousand bytes each, as Python's objects
+            raise ProblemError("invalid", f"{error.error_count():,} values are not what they should be") from None
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         code = "malformed" if any(one["type"] == "json_invalid" for one in wrong) else "invalid"
         raise ProblemError(code, said(wrong)) from None

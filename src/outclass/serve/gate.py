@@ -7,8 +7,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
@@ -30,10 +32,18 @@ AGAIN = {"Retry-After": "1"}
 
 
 class Gate:
-    """ASGI middleware around everything that is served."""
+    """ASGI middleware around everything that is served.
 
-    def __init__(self, app: Any, service: Service, metrics: Metrics) -> None:
+    Args:
+        app: what is inside.
+        service: whose limits hold.
+        metrics: counts.
+        hosts: names that requests may be for, besides addresses and localhost; None = any.
+    """
+
+    def __init__(self, app: Any, service: Service, metrics: Metrics, hosts: Collection[str] | None = None) -> None:
         self.app, self.service, self.metrics = app, service, metrics
+        self.hosts = None if hosts is None else {host.lower() for host in hosts}
         self.uploading = 0  # bytes of bodies that are in memory
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -81,10 +91,16 @@ class Passage:
         """Refuse what need not be read.
 
         Raises:
-            ProblemError: the service shuts down, or the body says that it is too large.
+            ProblemError: it is for another host, the service shuts down, or the body says that it is too large.
         """
         length = headers.get("content-length", "")
         self._whole = "transfer-encoding" not in headers and length in ("", "0")
+        host = headers.get("host", "")
+        if self.gate.hosts is not None and not is_ours(host, self.gate.hosts):
+            raise ProblemError(
+                "host", f"the request is for {host[:100]!a}, which is no name of this server; where it should be one, "
+                "outclass serve --allow-host NAME"
+            )  # fmt: skip
         if self.gate.service.draining and scope["path"] not in ALWAYS:
             raise ProblemError("unavailable", "the server is shutting down", AGAIN | {"Connection": "close"})
         if length.isdecimal():
@@ -149,3 +165,21 @@ class Passage:
         """Give the body's bytes back; more than once is once."""
         self.gate.uploading -= self._held
         self._held = 0
+
+
+def is_ours(host: str, names: Collection[str]) -> bool:
+    """Whether a ``Host`` header is an address, localhost or one of some names.
+
+    A site can give its own name the address of this machine, and a browser then takes the answers for that site's;
+    the name in the header still tells.
+    """
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:
+        return False
+    if name in ("", "localhost") or name.endswith(".localhost") or name in names:
+        return True
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False

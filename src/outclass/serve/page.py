@@ -39,6 +39,9 @@ PATHS = re.compile(
 )
 JOIN = "/gradio_api/queue/join"
 JOIN_BYTES = 1 << 20
+TAB = re.compile(r"\w{1,64}", re.ASCII)
+UNREAD = 512  # messages to all tabs that Gradio keeps until they are read; one may hold a megabyte of cards
+ASKING = ("/gradio_api/queue/data",)  # the only path whose query Gradio is to see
 HEARTBEAT = "/gradio_api/heartbeat/"
 # The browser itself refuses to load anything from elsewhere, or to be shown inside another page.
 POLICY = (
@@ -89,14 +92,14 @@ def add_page(app: FastAPI, service: Service, admin_token: str | None) -> None:
         sent = await images_of(request, service.limits)
         work = Encode("patches" in service.served.judge.detector.needs)
         seen = [one for one, _ in await answers(request, service, sent, work)]
-        most = service.limits.pixels
+        most, budget = service.limits.pixels, service.batcher.reader.budget
         small = [
-            await asyncio.to_thread(with_thumbnail, one, image, most)
+            await asyncio.to_thread(with_thumbnail, one, image, most, budget)
             for one, (_, image) in zip(seen, sent, strict=True)
         ]
         return JSONResponse({"ticket": pending.put(small)})
 
-    app.router.routes.append(Fence(inner, service))
+    app.router.routes.append(Fence(inner, service, lambda: blocks._queue.pending_messages_per_session))
     outer = app.router.lifespan_context
 
     @asynccontextmanager
@@ -136,15 +139,28 @@ def check_plain(body: bytes) -> None:
     """Refuse an event that carries anything but plain values: Gradio would take an object for a file, and fetch it.
 
     Raises:
-        ProblemError: so it does, or it cannot be read.
+        ProblemError: so it does, it cannot be read, or it has no tab's id, which Gradio remembers.
     """
     try:
         event = json.loads(body)
         plain = all(isinstance(one, (str, int, float, type(None))) for one in event["data"])
+        plain = plain and TAB.fullmatch(event["session_hash"]) is not None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ProblemError("malformed", "expected an event of the page") from None
     if not plain:
-        raise ProblemError("invalid", "an event of the page carries plain values only")
+        raise ProblemError("invalid", "an event of the page carries plain values only, and the id of its tab")
+
+
+def forget_unread(messages: Any) -> None:
+    """Where messages are too many in all, drop those of the tab with the most: it asks and does not listen.
+
+    Args:
+        messages: Gradio's queue of messages of each tab.
+    """
+    while sum(queue.qsize() for queue in messages.values()) > UNREAD:
+        longest = max(messages.values(), key=lambda queue: queue.qsize())
+        while not longest.empty():
+            longest.get_nowait()
 
 
 class Fence(BaseRoute):
@@ -152,8 +168,8 @@ class Fence(BaseRoute):
 
     path = "page"  # in the metrics
 
-    def __init__(self, app: Any, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: Any, service: Service, messages: Callable[[], Any]) -> None:
+        self.app, self.service, self.messages = app, service, messages
 
     def matches(self, scope: Any) -> tuple[Match, dict[str, Any]]:
         """Whether this is a request of the page."""
@@ -164,13 +180,14 @@ class Fence(BaseRoute):
     async def handle(self, scope: Any, receive: Receive, send: Send) -> None:
         """Pass it on, with what Gradio must not see left out, and what a browser should know put in."""
         scope = dict(scope)
-        if scope["path"] == "/":
+        if scope["path"] not in ASKING:
             scope["query_string"] = b""
         body: bytes | None = None
         if scope["path"] == JOIN:
             check_origin(Headers(scope=scope))
             body = await whole(receive)
             check_plain(body)
+            forget_unread(self.messages())
 
         async def again() -> Any:
             nonlocal body

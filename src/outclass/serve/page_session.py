@@ -22,7 +22,7 @@ from outclass.decide.calibrated import Wanted
 from outclass.decide.calibration import images_needed
 from outclass.encoders.base import Vectors
 from outclass.errors import ImageError, NotReadyError, UsageError
-from outclass.images.decode import rgb
+from outclass.images.decode import PixelBudget, rgb
 from outclass.images.thumbnail import SIDE, small_jpeg
 from outclass.judge import Evidence
 from outclass.known import Known
@@ -35,7 +35,9 @@ from outclass.words.classes import ClassName
 SEEN = 64  # images that a session shows
 KNOWN = 500  # images that a session calibrates on
 CLASSES = 1000  # of a session's own list
+PHRASES = 5000  # of its names, synonyms and attributes: each is a text to be encoded
 SESSIONS = 200
+HELD = 1 << 30  # bytes of all sessions, roughly
 IDLE = 1800.0  # seconds after which a session may be forgotten
 PENDING = 256  # uploads that wait for their session
 WAIT = 60.0  # seconds that they wait
@@ -81,12 +83,19 @@ class Encode:
         return Seen(id, error=error)
 
 
-def with_thumbnail(seen: Seen, image: bytes, max_pixels: int) -> Seen:
-    """The same with a small picture, where the image can be read."""
+def with_thumbnail(seen: Seen, image: bytes, max_pixels: int, budget: PixelBudget | None = None) -> Seen:
+    """The same with a small picture, where the image can be read.
+
+    Args:
+        seen: what is known of the image.
+        image: its bytes.
+        max_pixels: of the image.
+        budget: pixels in flight, shared with whoever else decodes.
+    """
     if seen.error is not None:
         return seen
     try:
-        with rgb(image, min_short_side=SIDE, max_pixels=max_pixels) as opened:
+        with rgb(image, min_short_side=SIDE, max_pixels=max_pixels, budget=budget) as opened:
             return replace(seen, thumbnail=small_jpeg(opened))
     except ImageError:
         return seen
@@ -131,6 +140,7 @@ class Session:
         self.order: Order = "unknown"
         self.lock = threading.RLock()
         self.used = time.monotonic()
+        self.held = 0  # bytes of images and of words of its own, roughly
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -151,12 +161,14 @@ class Session:
         with self.lock:
             together = [*self.seen, *images]
             self.seen = together[-SEEN:]
+            self._weigh()
             return len(together) - len(self.seen)
 
     def clear(self) -> None:
         """Forget the images; classes and threshold stay."""
         with self.lock:
             self.seen = []
+            self._weigh()
 
     def verdicts(self) -> list[tuple[Seen, Verdict]]:
         """What the session's guard says of its images, in the session's order; unreadable ones last."""
@@ -187,6 +199,18 @@ class Session:
                     file.add(verdict)
             return (Path(folder) / "verdicts.csv").read_bytes()
 
+    def _weigh(self) -> None:
+        judge, shared = self.guard.judge, self.service.served.judge
+        size = sum(
+            len(one.thumbnail or b"") + sum(part.nbytes for part in (one.vector, one.patches) if part is not None)
+            for one in (*self.seen, *self.known)
+        )
+        if judge.class_set is not shared.class_set:
+            size += judge.class_set.vectors.nbytes
+        if judge.negatives is not None and judge.negatives is not shared.negatives:
+            size += 2 * judge.negatives.vectors.nbytes  # the detector has them, too
+        self.held = size
+
     # The guard
 
     def set_classes(self, text: str) -> None:
@@ -202,6 +226,11 @@ class Session:
         classes = self.service.check_classes(parse(text))
         if len(classes) > CLASSES:
             raise UsageError(f"{len(classes):,} classes are over this page's limit of {CLASSES:,}")
+        phrases = sum((1 + len(one.synonyms)) * max(1, len(one.attributes)) for one in classes)
+        if phrases > PHRASES:
+            raise UsageError(
+                f"{phrases:,} names with their synonyms and attributes are over this page's limit of {PHRASES:,}"
+            )
         with self.lock:
             draft, slid = self.service.session_guard(), self.guard.judge is not self._own
             draft.judge = self._own
@@ -221,6 +250,7 @@ class Session:
                     draft.set_threshold(self.guard.threshold.value)
             self.guard, self._own = draft, own
             self.known, self.counted = [], 0  # some may be of classes that are gone
+            self._weigh()
 
     def set_threshold(self, value: float) -> None:
         """Decide by a limit of one's own.
@@ -251,6 +281,7 @@ class Session:
         needed = images_needed(rate)
         with self.lock:
             self.known = [*self.known, *(one for one in images if one.vector is not None)][-KNOWN:]
+            self._weigh()
             if not self.known:
                 return 0, needed
             judge = self._own
@@ -278,7 +309,8 @@ class Session:
             ConflictError, SavingError: see ``Service.change``.
         """
         # Digests are of one length, so the time of the comparison tells nothing of the token.
-        digests = (hashlib.sha256(one.strip().encode()).digest() for one in (token, admin_token or ""))
+        given = (str(one).strip().encode("utf-8", "replace") for one in (token, admin_token or ""))
+        digests = (hashlib.sha256(one).digest() for one in given)
         if admin_token is None or not hmac.compare_digest(*digests):
             return False
         with self.lock:
@@ -307,7 +339,7 @@ class Session:
 
 
 class Sessions:
-    """All sessions, by the id that the browser's tab chose; at most 200, those unused for longest go first."""
+    """All sessions, by the id that the browser's tab chose; at most 200 and 1 GB, those unused for longest go first."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -321,11 +353,13 @@ class Sessions:
             session = self._held.pop(key, None) or Session(self.service, language)
             session.used = time.monotonic()
             self._held[key] = session
+            held = sum(one.held for one in self._held.values())
             while len(self._held) > 1:
                 oldest = next(iter(self._held.values()))
-                if len(self._held) <= SESSIONS and oldest.used >= session.used - IDLE:
+                if len(self._held) <= SESSIONS and held <= HELD and oldest.used >= session.used - IDLE:
                     break
                 self._held.popitem(last=False)
+                held -= oldest.held
         return session
 
     def end(self, id: str | None) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
 import signal
 import socket
+import threading
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from outclass.defaults import mining
 from outclass.errors import UsageError
 from outclass.serve.service import Service
+from outclass.words.negatives import WORDNET, mine
 
 log = logging.getLogger("outclass")
 
@@ -21,8 +26,34 @@ OPEN = (
     "listening on {host}, where other machines can reach it, {lack}: put a proxy with TLS and a login in front of it, "
     "or leave --host out"
 )
-IDLE_SECONDS = 30  # that a connection may stay open between requests
+IDLE_SECONDS = 30.0  # that a connection may stay open without a request's head, or without taking its answer
 CONNECTIONS = 1000
+SHIPPED = "lite"  # the encoder whose vectors of all words come with the package
+
+
+class Patient(H11Protocol):
+    """HTTP that ends a connection on which nothing moves: so many are open at once, and strangers could hold all."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._before: Any = (None, True, 0)
+        self._look = self.loop.call_later(IDLE_SECONDS, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def _end_if_idle(self) -> None:
+        waits = self.cycle is None or self.cycle.response_complete  # for a request
+        unsent = self.transport.get_write_buffer_size()
+        now = (self.cycle, waits, unsent)
+        if now == self._before and (waits or unsent):
+            self.transport.abort()
+            return
+        self._before = now
+        self._look = self.loop.call_later(IDLE_SECONDS, self._end_if_idle)
 
 
 class Server(uvicorn.Server):
@@ -41,8 +72,8 @@ class Server(uvicorn.Server):
 def server(app: Any, service: Service) -> Server:
     """A server that is not running yet."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="on",
-        timeout_keep_alive=IDLE_SECONDS, limit_concurrency=CONNECTIONS,
+        app, http=Patient, ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on",
+        timeout_keep_alive=round(IDLE_SECONDS), limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=round(service.limits.seconds) + 5,
     )  # fmt: skip
     return Server(config, service)
@@ -58,6 +89,24 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}; try another --port") from error
+
+
+def warm_changes(service: Service) -> threading.Thread:
+    """Read what the first change of the classes needs, text tower and vocabulary, in a thread that has begun."""
+
+    def warm() -> None:
+        guard = service.served.guard
+        try:
+            guard.encoder.encode_texts(["a"])
+            # With another encoder the words may have to be encoded first: minutes, which nobody has asked for.
+            if guard.encoder.info.name == SHIPPED and guard.negatives and guard.negatives.source == WORDNET:
+                mine(guard.class_set, guard.encoder, **mining(guard.detector, guard.encoder.info))
+        except Exception as error:  # the first change will tell somebody who can mend it
+            log.info("changes of the classes are not warm: %s", error)
+
+    thread = threading.Thread(target=warm, name="outclass-warm", daemon=True)
+    thread.start()
+    return thread
 
 
 def run(app: Any, service: Service, listening: socket.socket) -> None:

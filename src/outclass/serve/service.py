@@ -183,6 +183,7 @@ class Service:
 
     Raises:
         NotReadyError: the guard's detector has learned from no images yet.
+        UsageError: it scores an image by those before it.
         MismatchError: the index was made with another encoder.
     """
 
@@ -195,6 +196,11 @@ class Service:
         on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
         guard.judge.check_ready()
+        if not guard.detector.info.stateless:
+            raise UsageError(
+                f"the detector {guard.detector.info.name!r} scores an image by those before it, and a service judges "
+                "each by itself: outclass stream, or another --detector"
+            )
         if index is not None:
             index.check(guard.encoder.info)
         self.index, self.save, self.limits = index, save, limits
