@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,12 @@ settings.register_profile("here", max_examples=25, deadline=None, derandomize=Tr
 settings.load_profile("here")
 
 RED, BLUE, GREEN = (220, 30, 30), (40, 60, 220), (30, 200, 40)
+
+
+def pytest_configure(config):
+    """Behind ``nohup`` or ``&`` Ctrl-C is ignored, and by every process that is started: tests send it on purpose."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared_data(name: str) -> Path:
