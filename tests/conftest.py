@@ -121,6 +121,18 @@ def save_picture(path: Path, colour=RED, size=(24, 20)) -> Path:
     return path
 
 
+def calibrated(monkeypatch):
+    """Knows red and blue from 40 shades of them."""
+    from outclass import Guard
+
+    monkeypatch.setattr("outclass.known.SAME", 0.999999)  # the toy's colours lie closer together than photographs do
+    generator = np.random.default_rng(0)
+    shades = [np.clip(generator.integers(-25, 26, 3) + (RED if row % 2 else BLUE), 0, 255) for row in range(40)]
+    guard = Guard(["red", "blue"], encoder="toy")
+    guard.calibrate([(f"{row}.png", picture(tuple(map(int, shade)))) for row, shade in enumerate(shades)])
+    return guard
+
+
 def command(*args, cwd=None, timeout=120, **options) -> subprocess.CompletedProcess[str]:
     """Run ``outclass ARGS`` in a process of its own."""
     return subprocess.run(

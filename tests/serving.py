@@ -95,16 +95,6 @@ def live(made: Setting) -> Any:
         assert not thread.is_alive()
 
 
-def calibrated(monkeypatch: Any) -> Guard:
-    """Knows red and blue from 40 shades of them."""
-    monkeypatch.setattr("outclass.known.SAME", 0.999999)  # the toy's colours lie closer together than photographs do
-    generator = np.random.default_rng(0)
-    shades = [np.clip(generator.integers(-25, 26, 3) + (RED if row % 2 else BLUE), 0, 255) for row in range(40)]
-    guard = Guard(["red", "blue"], encoder="toy")
-    guard.calibrate([(f"{row}.png", picture(tuple(map(int, shade)))) for row, shade in enumerate(shades)])
-    return guard
-
-
 def files(*pictures: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
     """Multipart fields."""
     return [("images", one) for one in pictures]

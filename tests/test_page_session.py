@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BLUE, RED, encoded, picture
+from conftest import BLUE, RED, calibrated, encoded, picture
 
 pytest.importorskip("fastapi")
-from serving import PICTURES, TOKEN, calibrated
+from serving import PICTURES, TOKEN
 
 from outclass import Guard
 from outclass.errors import UsageError

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import BLUE, GREEN, RED, ROOT, encoded, noisy_picture, save_picture
+from conftest import BLUE, GREEN, RED, ROOT, calibrated, encoded, noisy_picture, save_picture
 
 pytest.importorskip("fastapi")
-from serving import ADMIN, CONFUSED, PICTURES, as_json, calibrated, client, files, same_verdict, sha256
+from serving import ADMIN, CONFUSED, PICTURES, as_json, client, files, same_verdict, sha256
 
 from outclass import Guard
 from outclass.images.decode import MAX_PIXELS

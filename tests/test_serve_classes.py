@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import save_picture
+from conftest import calibrated, save_picture
 
 pytest.importorskip("fastapi")
-from serving import ADMIN, PICTURES, TOKEN, SlowEncoder, calibrated, client, files, setting
+from serving import ADMIN, PICTURES, TOKEN, SlowEncoder, client, files, setting
 
 from outclass import Guard
 from outclass.serve import api as api_module

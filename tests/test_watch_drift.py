@@ -11,8 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BLUE, GREEN, RED, encoded, picture, run, save_picture, within
-from serving import calibrated
+from conftest import BLUE, GREEN, RED, calibrated, encoded, picture, run, save_picture, within
 from test_watch_command import rows, started, until
 
 from outclass import NotReadyError, UsageError
