@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SPEC := pyproject.toml constraints.txt
+# Processes that share the test files.
+JOBS ?= 2
 
 .PHONY: demo test test-long test-oldest test-openclip lint bench lite clean
 
@@ -11,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/outclass demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile
 
 # Slow by nature: soak, kill, two scans at once.
 test-long: $(VENV)/.dev
