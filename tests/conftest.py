@@ -56,6 +56,7 @@ def pytest_runtest_call(item):
             "pandas": "pip install pandas",
             "pyarrow": "outclass[data]",
             "lancedb": "outclass[index]",
+            "fastapi": "fastapi",
         }
         for package, said in said_of.items():
             if importlib.util.find_spec(package) is None and said in repr(error):
