@@ -202,7 +202,7 @@ def test_a_signal_that_comes_twice_does_not_interrupt_the_closing():
 def test_a_later_ctrl_c_ends_what_is_stuck(tmp_path):
     source, folder = holder(tmp_path, "folder"), tmp_path / "out"
     child = start(STUCK + COMMAND, "scan", source, "-c", "red,blue", "-e", "toy", "-t", "-0.9", "-o", folder)
-    assert child.stdout.readline() == "reads\n"
+    assert child.stdout.readline().startswith("reads")  # two threads may say it at once
     child.send_signal(signal.SIGINT)
     time.sleep(1.3)
     assert child.poll() is None, "the images in flight are waited for"
