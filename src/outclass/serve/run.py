@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -27,12 +28,18 @@ OPEN = (
     "or leave --host out"
 )
 IDLE_SECONDS = 30.0  # that a connection may stay open without a request's head, or without taking its answer
+LINGER_SECONDS = 0.5  # that a connection without a request stays open at the end: one may be on its way
 CONNECTIONS = 1000
 SHIPPED = "lite"  # the encoder whose vectors of all words come with the package
 
 
 class Patient(H11Protocol):
-    """HTTP that ends a connection on which nothing moves: so many are open at once, and strangers could hold all."""
+    """HTTP that ends a connection on which nothing moves: so many are open at once, and strangers could hold all.
+
+    When the server ends, a request that was sent before its client could know that is answered, if only by a 503.
+    """
+
+    _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -45,11 +52,29 @@ class Patient(H11Protocol):
         self._look.cancel()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server ends."""
+        if not self._ending and self._waits:
+            self._ending = True
+            self.loop.call_later(LINGER_SECONDS, self.shutdown)
+        elif not self.transport.is_closing():
+            super().shutdown()
+
+    def handle_events(self) -> None:
+        """Something was received."""
+        super().handle_events()
+        if self._ending and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    @property
+    def _waits(self) -> bool:
+        """For a request."""
+        return self.cycle is None or self.cycle.response_complete
+
     def _end_if_idle(self) -> None:
-        waits = self.cycle is None or self.cycle.response_complete  # for a request
         unsent = self.transport.get_write_buffer_size()
-        now = (self.cycle, waits, unsent)
-        if now == self._before and (waits or unsent):
+        now = (self.cycle, self._waits, unsent)
+        if now == self._before and (self._waits or unsent):
             self.transport.abort()
             return
         self._before = now
@@ -67,6 +92,27 @@ class Server(uvicorn.Server):
         """A signal has come."""
         self.service.drain()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more; whoever is connected by then is answered, though nobody has looked at the door yet."""
+        waiting = [connection for one in sockets or [] for connection in _waiting(one)]
+        for one in self.servers:
+            one.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            with contextlib.suppress(OSError):  # gone again
+                await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> Patient:
+        return Patient(self.config, self.server_state, self.lifespan.state)
+
+
+def _waiting(listening: socket.socket) -> Iterator[socket.socket]:
+    """The connections that the machine has taken, and this process has not."""
+    with contextlib.suppress(OSError):  # no more
+        while True:
+            yield listening.accept()[0]
 
 
 def server(app: Any, service: Service) -> Server:
