@@ -243,7 +243,8 @@ def test_readiness_really_scores_and_liveness_does_not():
 def test_the_document_has_examples_and_every_kind_of_problem(api):
     document = api.get("/openapi.json").json()
     assert set(document["paths"]) == {
-        "/v1/check", "/v1/classify", "/v1/search", "/v1/classes", "/v1/guard", "/healthz", "/readyz", "/metrics"
+        "/v1/check", "/v1/classify", "/v1/search", "/v1/classes", "/v1/guard", "/v1/drift", "/v1/drift/restart",
+        "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     text = json.dumps(document)
     for kind in KINDS.values():

@@ -66,6 +66,7 @@ def test_what_the_page_shows_works_as_shown(place):
     assert (cat["label"], cat["is_ood"], rocket["is_ood"]) == ("cat", False, True)
     assert cat["ood_score"] < rocket["ood_score"]
     assert [one["name"] for one in answers[1]["classes"]] == ["cat", "dog", "bird"]
+    assert (answers[2]["images"], answers[2]["version"], answers[2]["new"]) == (0, answers[1]["version"], None)
     assert Guard.load(place / "my.guard").classes == ("cat", "dog", "bird")
 
 

@@ -26,10 +26,15 @@ CHECKS = [
 ]
 ROUTES = (
     "POST /v1/check", "POST /v1/classify", "POST /v1/search", "GET /v1/classes", "PUT /v1/classes", "POST /v1/classes",
-    "DELETE /v1/classes", "GET /v1/guard", "GET /healthz", "GET /readyz", "GET /metrics",
+    "DELETE /v1/classes", "GET /v1/guard", "GET /v1/drift", "POST /v1/drift/restart", "GET /healthz", "GET /readyz",
+    "GET /metrics",
 )  # fmt: skip
 PLAIN = 5  # requests to a route that takes nothing: all are alike
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+def takes_something(label):
+    return not label.startswith("GET") and label != "POST /v1/drift/restart"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def ask(document, label, cases):
     @settings(max_examples=cases, deadline=None, suppress_health_check=QUIET, database=None)
     @given(case=document[path][method].as_strategy())
     def send(case):
-        answer = case.call(headers=ADMIN if path == "/v1/classes" else {})
+        answer = case.call(headers=ADMIN if path in ("/v1/classes", "/v1/drift/restart") else {})
         case.validate_response(answer, checks=CHECKS)
         answered[answer.status_code] += 1
 
@@ -71,10 +76,6 @@ def test_a_thousand_requests_from_the_document(document, label):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("label", [label for label in ROUTES if not label.startswith("GET")])
+@pytest.mark.parametrize("label", [label for label in ROUTES if takes_something(label)])
 def test_ten_thousand_requests_from_the_document(document, label):
     ask(document, label, 1700)
-
-
-def takes_something(label):
-    return not label.startswith("GET")

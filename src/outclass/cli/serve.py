@@ -91,7 +91,8 @@ def serve(
 
     Requests of many clients share the encoder's batches; their verdicts are those of [bold]outclass scan[/]. Ctrl-C
     or SIGTERM ends it when what was accepted is answered. It fetches nothing and listens on this machine alone unless
-    told otherwise. docs/serve.md describes the routes, and so does /openapi.json.
+    told otherwise. With a calibrated guard it also says when the images that are sent are no longer like the
+    calibration images. docs/serve.md describes the routes, and so does /openapi.json.
 
     [bold]Examples[/]
 
@@ -102,6 +103,8 @@ def serve(
       outclass serve --guard my.guard --admin-token-file token.txt --save my.guard
 
       curl -F images=@photo.jpg http://127.0.0.1:8000/v1/check
+
+      curl http://127.0.0.1:8000/v1/drift
     """
     try:
         from outclass.serve.api import create_app

@@ -10,22 +10,15 @@ import typer
 
 from outclass.cli import options
 from outclass.cli.scan import SOME_FAILED
-from outclass.errors import NotReadyError, UsageError
+from outclass.cli.watch_drift import DRIFT, AlarmCommand, DriftSink
+from outclass.errors import UsageError
 from outclass.images.sources import FPS, VIDEOS, Source
 from outclass.images.watch import EVERY
 
 if TYPE_CHECKING:
     from outclass.cli.watch_screen import Screen
     from outclass.guard import Guard
-    from outclass.monitor import Monitor
-    from outclass.monitor.hook import Hook
     from outclass.monitor.timed import Timed
-
-DRIFT = "Drift"
-FRAMES = (
-    "the frames of a video resemble each other, so nothing is promised of its drift alarm and of the interval: take "
-    "them as hints"
-)
 
 
 def watch(
@@ -52,14 +45,7 @@ def watch(
             rich_help_panel=DRIFT,
         ),
     ] = 0.01,
-    alarm_command: Annotated[
-        str | None,
-        typer.Option(
-            help="Program, with its arguments, to run at the drift alarm. It gets a JSON object on its standard input; "
-            "no shell is involved.",
-            rich_help_panel=DRIFT,
-        ),
-    ] = None,
+    alarm_command: AlarmCommand = None,
     encoder: options.EncoderName = "lite",
     detector: options.DetectorName = None,
     negatives: options.NegativeWords = None,
@@ -90,7 +76,6 @@ def watch(
     from outclass.cli.guards import make_guard
     from outclass.cli.watch_screen import Screen
     from outclass.decide.checks import check_share
-    from outclass.monitor import Monitor
     from outclass.monitor.hook import Hook
     from outclass.monitor.timed import Timed
 
@@ -100,14 +85,9 @@ def watch(
     guard = make_guard(
         classes, guard_file, encoder, detector, negatives, threshold, templates, device, threads, None, max_pixels
     )
-    if hook and not guard.calibrated:
-        raise NotReadyError(
-            "--alarm-command needs a calibrated guard, as drift is measured against its calibration images: outclass "
-            "calibrate FOLDER -o my.guard, then outclass watch SOURCE --guard my.guard --alarm-command CMD"
-        )
-    monitor = Monitor(guard, alarm_rate, frames=not images.live)
+    drift = DriftSink(guard, images, hook, alarm_rate)
     timed = Timed(images)
-    failed = follow(guard, timed, monitor, out, hook, Screen(guard, timed, monitor, quiet))
+    failed = follow(guard, timed, drift, out, Screen(guard, timed, drift.monitor, quiet))
     if failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -131,31 +111,24 @@ def opened(source: str, every: float, fps: float) -> Source:
     )
 
 
-def follow(guard: Guard, timed: Timed, monitor: Monitor, out: Path | None, hook: Hook | None, screen: Screen) -> int:
+def follow(guard: Guard, timed: Timed, drift: DriftSink, out: Path | None, screen: Screen) -> int:
     """Judge until the source ends or is closed; how many images could not be read."""
     from outclass.cli.stopping import stopping
     from outclass.cli.watching import watching
 
-    if monitor.state()["drift"] is None:
-        screen.note(monitor.state()["no_drift"])
-    elif monitor.frames:
-        screen.note(FRAMES)
+    monitor = drift.monitor
+    if not screen.quiet:
+        drift.begin()
 
     def said() -> str:
         return f"{monitor.images + monitor.failed:,} images were judged"
 
     with stopping(said), watching(timed, out, None) as sinks, screen, guard.scan(timed) as scanned:  # type: ignore[arg-type]
         for verdict in scanned:
-            alarms = monitor.update([verdict])
             for sink in sinks:
                 sink.add(verdict)
             screen.add(verdict, timed.judged())
-            for alarm in alarms:
-                screen.alarm(alarm)
-                if hook and alarm.test == "martingale":
-                    about = {"alarm": alarm.to_dict(), "source": timed.root}
-                    hook.run(about | {"state": monitor.state()})
+            drift.add(verdict)
     screen.close()
-    if hook:
-        hook.wait()
+    drift.close()
     return scanned.n_failed

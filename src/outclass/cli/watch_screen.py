@@ -8,11 +8,11 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from outclass.cli.show import CONTROL, limit_line, plain_line, say, verdict_cells
+from outclass.cli.show import limit_line, plain_line, say, verdict_cells
 
 if TYPE_CHECKING:
     from outclass.guard import Guard
-    from outclass.monitor import Alarm, Monitor
+    from outclass.monitor import Monitor
     from outclass.monitor.timed import Timed
     from outclass.records import Verdict
 
@@ -21,13 +21,13 @@ STYLES = {"OOD": "bold red", "ID": "green", "error": "yellow"}
 
 
 class Screen:
-    """Takes verdicts with their latencies, and alarms.
+    """Takes verdicts with their latencies.
 
     Args:
         guard: whose verdicts come.
         timed: where images come from.
         monitor: what follows them.
-        quiet: alarms alone are shown.
+        quiet: nothing is shown.
     """
 
     def __init__(self, guard: Guard, timed: Timed, monitor: Monitor, quiet: bool) -> None:
@@ -37,11 +37,6 @@ class Screen:
         self.head += ("image",)
         self._rows: deque[tuple[float, tuple[str, ...]]] = deque(maxlen=SHOWN)
         self._live: Any = None
-
-    def note(self, text: str) -> None:
-        """Something to be known before it begins."""
-        if not self.quiet:
-            say(text, style="yellow")
 
     def __enter__(self) -> Self:
         if self.quiet:
@@ -75,18 +70,6 @@ class Screen:
             self._rows.append((seconds, row))
         else:
             print(f"{_ms(seconds):>9}  {plain_line(row)}")
-
-    def alarm(self, alarm: Alarm) -> None:
-        """Say that something has changed, and what is new."""
-        say(alarm.text, style="bold red" if alarm.test == "martingale" else "yellow")
-        new = alarm.new
-        if new["ood"]:
-            say(f"  OOD among the last {new['images']:,} images: {new['ood']:,}")
-        for what, title in (("negatives", "they look like"), ("labels", "nearest of your classes")):
-            if new[what]:
-                say(f"  {title}: {', '.join(f'{name} ({count})' for name, count in new[what].items())}")
-        if new["most_ood"]:
-            say(f"  most OOD: {', '.join(one['id'] for one in new['most_ood'])}".translate(CONTROL))
 
     def close(self) -> None:
         """The last word."""

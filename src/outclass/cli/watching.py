@@ -104,4 +104,5 @@ def watching(watch: Watch, out: Path | None, table: VerdictTable | None) -> Iter
         try:
             yield live
         finally:
-            restore()
+            if not closed:  # else the first signal may come once more yet; ``stopping`` puts the handlers back
+                restore()

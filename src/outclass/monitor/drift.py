@@ -8,7 +8,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from outclass import stored
@@ -54,6 +54,16 @@ class Alarm:
         """Plain JSON."""
         return asdict(self)
 
+    def details(self) -> list[str]:
+        """What is new, in parts of a sentence, without the images' ids."""
+        parts = []
+        if self.new["ood"]:
+            parts.append(f"OOD among the last {self.new['images']:,} images: {self.new['ood']:,}")
+        for what, title in (("negatives", "they look like"), ("labels", "nearest of the known classes")):
+            if self.new[what]:
+                parts.append(f"{title}: {', '.join(f'{name} ({count})' for name, count in self.new[what].items())}")
+        return parts
+
 
 class Monitor:
     """Follows the verdicts of one stream, in their order. Any thread may call any method.
@@ -83,25 +93,36 @@ class Monitor:
         self.alarm_rate, self.level = check_share(alarm_rate, "alarm_rate"), check_share(level, "level")
         self.seed, self.frames = seed, frames
         self.maker = _maker(guard)
-        self._calibration = guard.calibrated.calibration.scores if guard.calibrated else None
+        # CUSUM's limit is for p-values against all images, so that those by class, of fewer, would not reach it.
+        self._calibration = replace(guard.calibrated.calibration, groups=None) if guard.calibrated else None
         self._lock = threading.RLock()
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: after an alarm was looked into, or the stream's source was changed on purpose."""
+        """Begin anew: after an alarm was looked into, or the stream's source was changed on purpose.
+
+        After a false alarm the next one is likelier than ``alarm_rate``: the calibration images that the stream did not
+        fit are the same ones. Calibrate on more images, or on some of the stream, and make another monitor.
+        """
         with self._lock:
             self.images = self.ood = self.failed = self.undecided = 0
             self._recent: deque[tuple[str, str | None, str | None, float, bool | None]] = deque(maxlen=RECENT)
             self._martingale = self._cusum = None
             if self._calibration is not None:
-                self._martingale = Martingale(self._calibration, self.alarm_rate, self.seed)
-                self._cusum = Cusum(len(self._calibration))
+                self._martingale = Martingale(self._calibration.scores, self.alarm_rate, self.seed)
+                self._cusum = Cusum(len(self._calibration.scores))
+
+    @property
+    def full(self) -> bool:
+        """So many images were followed, without an alarm, that no more are remembered: ``restart``."""
+        return self._martingale is not None and self._martingale.full and self._martingale.alarm_at is None
 
     def update(self, verdicts: Iterable[Verdict]) -> list[Alarm]:
         """Take verdicts, in the order of the stream.
 
         Args:
-            verdicts: of the monitor's guard; images that could not be read are counted and left out.
+            verdicts: of the monitor's guard itself, not of ``guard.stream()``, whose scores move with its memory;
+                images that could not be read are counted and left out.
 
         Returns:
             The alarms that they raised: each test raises one until ``restart``.
@@ -126,11 +147,11 @@ class Monitor:
         self.ood += verdict.is_ood is True
         self.undecided += verdict.is_ood is None
         self._recent.append((verdict.id, verdict.label, verdict.nearest_negative, score, verdict.is_ood))
-        if not self._martingale or not self._cusum:
+        if not self._martingale or not self._cusum or self._calibration is None:
             return []
         before = self._martingale.alarm_at, self._cusum.alarm_at
         self._martingale.update([score])
-        self._cusum.update([verdict.p_value or 0.0])
+        self._cusum.update(self._calibration.p_values([score]))
         raised: list[Literal["martingale", "cusum"]] = []
         raised += ["martingale"] if self._martingale.alarm_at != before[0] else []
         raised += ["cusum"] if self._cusum.alarm_at != before[1] else []
@@ -267,14 +288,15 @@ class Monitor:
 
         Raises:
             UsageError: no such file.
-            MismatchError: it is no monitor, is damaged, or followed a guard of other classes or calibration.
+            MismatchError: it is no monitor, is damaged, or followed a guard of other classes, calibration or threshold.
         """
         about, arrays = stored.load(path, "monitor")
         try:
             if about["maker"] != _maker(guard):
                 raise MismatchError(
-                    f"the monitor {os.fspath(path)!r} followed a guard of another encoder, class list, detector or "
-                    "calibration; its drift says nothing of this one. Load it with that guard, or make a new Monitor"
+                    f"the monitor {os.fspath(path)!r} followed a guard of another encoder, class list, detector, "
+                    "calibration or threshold; its rate and drift say nothing of this one. Load it with that guard, or "
+                    "make a new Monitor"
                 )
             monitor = cls(guard, about["alarm_rate"], about["level"], about["seed"], about["frames"])
             monitor.images, monitor.ood, monitor.failed, monitor.undecided = map(int, about["counts"])
@@ -290,12 +312,13 @@ class Monitor:
 
 
 def _maker(guard: Guard) -> str:
-    """A fingerprint of what makes scores comparable: encoder, classes, detector, calibration."""
+    """A fingerprint of what makes scores and decisions comparable."""
     about = (
         guard.encoder.info.fingerprint,
         guard.classes,
         guard.detector.info.name,
         sorted(guard.detector.params.items()),
+        guard.threshold,
         guard.calibrated.calibration.scores.tobytes() if guard.calibrated else None,
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]

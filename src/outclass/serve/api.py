@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -23,9 +22,19 @@ from outclass.errors import MismatchError, NotReadyError, UsageError
 from outclass.serve import models
 from outclass.serve.batching import ClosedError, QueueFullError, Ticket
 from outclass.serve.bodies import Images, decode_base64, images_of, read_json, said
+from outclass.serve.document import (
+    ADMIN_MORE,
+    ADMIN_ONLY,
+    class_change,
+    document,
+    images_body,
+    json_body,
+    plain_text,
+    route,
+)
 from outclass.serve.gate import AGAIN, Gate
 from outclass.serve.metrics import Metrics
-from outclass.serve.problems import BY_STATUS, KINDS, ProblemError, described, problem_response
+from outclass.serve.problems import BY_STATUS, KINDS, ProblemError, problem_response
 from outclass.serve.service import (
     WORDS_A_CLASS,
     Check,
@@ -43,7 +52,6 @@ from outclass.serve.service import (
 READY_SECONDS = 10.0
 ABOUT = """Says for every image whether it belongs to the known classes. `ood_score`: higher = more OOD (out of
 distribution: none of the classes). `is_ood` = `ood_score` > `threshold`. Errors are `application/problem+json`."""
-ANYWHERE = ("malformed", "method", "host", "internal", "unavailable")
 BODY = ("slow_upload", "too_large", "media_type", "invalid", "queue_full")
 ADMIN = ("unauthorised", "read_only", "conflict", "version")
 How = Literal["set", "add", "remove"]
@@ -77,11 +85,12 @@ def create_app(
         title="outclass", version=__version__, description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.add_middleware(cast(Any, Gate), service=service, metrics=metrics, hosts=hosts)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     _translate(app, metrics)
     _add_judging(app, service, metrics)
     _add_classes(app, service, admin_token)
     _add_state(app, service, metrics, admin_token is not None)
+    _add_drift(app, service, admin_token)
     if page:
         from outclass.serve.page import add_page
 
@@ -90,17 +99,19 @@ def create_app(
 
 
 def _add_judging(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    @app.post("/v1/check", tags=["images"], **_route(models.VerdictsOut, *BODY), openapi_extra=_images_body())
+    @app.post("/v1/check", tags=["images"], **route(models.VerdictsOut, *BODY), openapi_extra=images_body())
     async def check(request: Request) -> Response:
         """Judge 1 to 64 images: files in multipart fields called `images`, or JSON with base64."""
         images = await images_of(request, service.limits)
         served = service.served
         said = await answers(request, service, images, Check(served))
-        metrics.verdicts(verdict for verdict, _ in said)
+        verdicts = [verdict for verdict, _ in said]
+        metrics.verdicts(verdicts)
+        service.drift.add(served.version, verdicts)
         rows = [verdict.to_dict() | {"sha256": sha256, "version": served.version} for verdict, sha256 in said]
         return JSONResponse({"version": served.version, "verdicts": rows})
 
-    @app.post("/v1/classify", tags=["images"], **_route(models.ClassifiedListOut, *BODY), openapi_extra=_images_body())
+    @app.post("/v1/classify", tags=["images"], **route(models.ClassifiedListOut, *BODY), openapi_extra=images_body())
     async def classify(
         request: Request, top: Annotated[int, Query(ge=1, le=1000, description="Classes an image.")] = 5
     ) -> Response:
@@ -119,8 +130,8 @@ def _add_judging(app: FastAPI, service: Service, metrics: Metrics) -> None:
         ]
         return JSONResponse({"version": served.version, "images": rows})
 
-    @app.post("/v1/search", tags=["images"], **_route(models.HitsOut, *BODY, "not_found", "conflict"),
-              openapi_extra=_json_body("SearchIn", {"text": "dog", "k": 5}))  # fmt: skip
+    @app.post("/v1/search", tags=["images"], **route(models.HitsOut, *BODY, "not_found", "conflict"),
+              openapi_extra=json_body(models.SearchIn, {"text": "dog", "k": 5}))  # fmt: skip
     async def search(request: Request) -> Response:
         """The images of the served index that are nearest to words or to an image, with their verdicts."""
         if service.index is None:
@@ -143,8 +154,8 @@ def _add_judging(app: FastAPI, service: Service, metrics: Metrics) -> None:
 def _add_classes(app: FastAPI, service: Service, admin_token: str | None) -> None:
     example = {"classes": ["cat", {"name": "dog", "synonyms": ["puppy"]}]}
     writing = {
-        **_route(models.ClassesOut, *BODY, *ADMIN),
-        "openapi_extra": _json_body("ClassesIn", example, admin=True),
+        **route(models.ClassesOut, *BODY, *ADMIN),
+        "openapi_extra": json_body(models.ClassesIn, example) | class_change(),
     }
 
     async def change(request: Request, how: How, classes: Any) -> Response:
@@ -156,7 +167,7 @@ def _add_classes(app: FastAPI, service: Service, admin_token: str | None) -> Non
         most = service.limits.classes * (service.limits.name_length + 4 * WORDS_A_CLASS)
         return await change(request, how, (await read_json(request, models.ClassesIn, most)).parsed())
 
-    @app.get("/v1/classes", tags=["classes"], **_route(models.ClassesOut))
+    @app.get("/v1/classes", tags=["classes"], **route(models.ClassesOut))
     async def get_classes() -> Response:
         """The known classes. The ETag is the guard's version, for `If-Match` of a change."""
         return _classes(service.served)
@@ -171,8 +182,8 @@ def _add_classes(app: FastAPI, service: Service, admin_token: str | None) -> Non
         """Learn more classes."""
         return await changed_by_body(request, "add")
 
-    @app.delete("/v1/classes", tags=["classes"], **_route(models.ClassesOut, "invalid", "too_large", *ADMIN),
-                openapi_extra=_admin())  # fmt: skip
+    @app.delete("/v1/classes", tags=["classes"], **route(models.ClassesOut, "invalid", "too_large", *ADMIN),
+                openapi_extra=class_change())  # fmt: skip
     async def remove_classes(
         request: Request, name: Annotated[list[str], Query(min_length=1, description="May be repeated.")]
     ) -> Response:
@@ -182,17 +193,17 @@ def _add_classes(app: FastAPI, service: Service, admin_token: str | None) -> Non
 
 
 def _add_state(app: FastAPI, service: Service, metrics: Metrics, writable: bool) -> None:
-    @app.get("/v1/guard", tags=["state"], **_route(models.GuardOut))
+    @app.get("/v1/guard", tags=["state"], **route(models.GuardOut))
     async def guard() -> Response:
         """What is served: encoder, detector, threshold, calibration, limits."""
         return JSONResponse(about(service) | {"writable": writable})
 
-    @app.get("/healthz", tags=["state"], **_route(models.HealthOut))
+    @app.get("/healthz", tags=["state"], **route(models.HealthOut))
     async def healthz() -> Response:
         """The process answers. Whether it can judge, `/readyz` says."""
         return JSONResponse({"status": "ok", "outclass": __version__})
 
-    @app.get("/readyz", tags=["state"], **_route(models.ReadyOut))
+    @app.get("/readyz", tags=["state"], **route(models.ReadyOut))
     async def readyz(request: Request) -> Response:
         """Score a generated picture, through queue, encoder and detector; 503 where that fails or takes 10 s."""
         began, version = time.monotonic(), service.served.version
@@ -207,10 +218,28 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics, writable: bool)
             raise ProblemError("unavailable", f"not ready: {type(error).__name__}", dict(AGAIN)) from error
         return JSONResponse({"ready": True, "version": version, "seconds": round(time.monotonic() - began, 4)})
 
-    @app.get("/metrics", tags=["state"], responses=cast(Any, _text()) | described(*ANYWHERE), response_class=Response)
+    @app.get("/metrics", tags=["state"], **plain_text())
     async def metrics_text() -> Response:
-        """Counts for Prometheus: images by decision, failures by reason, latency, batch sizes, queue length."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """For Prometheus: images by decision, failures by reason, latency, batch sizes, queue length, drift."""
+        text = await asyncio.to_thread(metrics.text)  # the first one may have to make a monitor
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_drift(app: FastAPI, service: Service, admin_token: str | None) -> None:
+    @app.get("/v1/drift", tags=["drift"], **route(models.DriftOut, *ADMIN[:2]), openapi_extra=ADMIN_MORE)
+    async def drift(request: Request) -> Response:
+        """How many of the images sent to `/v1/check` are OOD, and whether they have changed. `new` takes the token."""
+        private = request.headers.get("authorization", "").lower().startswith("bearer")
+        if private:  # a proxy's own login is none of ours
+            _authorise(request, admin_token)
+        return JSONResponse(await asyncio.to_thread(service.drift.state, private))
+
+    @app.post("/v1/drift/restart", tags=["drift"], **route(models.DriftOut, *ADMIN[:2]), openapi_extra=ADMIN_ONLY)
+    async def restart(request: Request) -> Response:
+        """Begin anew, once an alarm was looked into: counts, rate and alarm are forgotten."""
+        _authorise(request, admin_token)
+        await asyncio.to_thread(service.drift.restart)
+        return JSONResponse(await asyncio.to_thread(service.drift.state, True))
 
 
 async def answers(request: Request, service: Service, images: Images, work: Any) -> list[tuple[Any, str | None]]:
@@ -347,49 +376,3 @@ def _translate(app: FastAPI, metrics: Metrics) -> None:
         code = BY_STATUS[error.status_code].code if error.status_code in BY_STATUS else "malformed"
         detail = f"{error.detail}; GET /openapi.json lists what there is"
         return respond(request, ProblemError(code, detail, dict(error.headers or {})))
-
-
-# The OpenAPI document
-
-
-def _route(model: type[Any], *codes: str) -> dict[str, Any]:
-    ok = {200: {"description": (model.__doc__ or "").strip(), "content": {"application/json": {"schema": _ref(model)}}}}
-    return {"responses": ok | described(*ANYWHERE, *codes), "response_class": Response}
-
-
-def _ref(model: type[Any]) -> dict[str, str]:
-    return {"$ref": models.REF + model.__name__}
-
-
-def _text() -> dict[int, Any]:
-    return {200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}}
-
-
-def _images_body() -> dict[str, Any]:
-    files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-    form = {"type": "object", "properties": {"images": files}, "required": ["images"], "additionalProperties": False}
-    listed = {"schema": _ref(models.ImagesIn), "example": {"images": [{"id": "a.png", "data": "iVBORw0KGgo="}]}}
-    return {"requestBody": {"required": True, "content": {
-        "multipart/form-data": {"schema": form}, "application/json": listed,
-    }}}  # fmt: skip
-
-
-def _json_body(model: str, example: Any, admin: bool = False) -> dict[str, Any]:
-    body = {"application/json": {"schema": {"$ref": models.REF + model}, "example": example}}
-    return {"requestBody": {"required": True, "content": body}} | (_admin() if admin else {})
-
-
-def _admin() -> dict[str, Any]:
-    text = "The version that the change is meant for (ETag of GET); another one served = 412."
-    match = {"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}, "description": text}
-    return {"security": [{"admin": []}], "parameters": [match]}
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    if not app.openapi_schema:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        components = document.setdefault("components", {})
-        components["schemas"] = models.schemas()
-        components["securitySchemes"] = {"admin": {"type": "http", "scheme": "bearer"}}
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -83,7 +83,30 @@ class State(Collector):
             ("guard_changes", "Changes of the served guard since the start.", self.service.changes),
         ):
             yield GaugeMetricFamily(f"outclass_{name}", text, value)
+        yield from self._drift()
         info = GaugeMetricFamily("outclass_guard_info", "What is served.", labels=["version", "detector", "encoder"])
         guard = served.guard
         info.add_metric([served.version, guard.detector.info.name, guard.encoder.info.name], 1)
         yield info
+
+    def _drift(self) -> Iterator[Metric]:
+        """What is not known, as without a calibration, is left out: a 0 would say that all is well."""
+        now = self.service.drift.state()
+        low, high = now["interval"] or (None, None)
+        drift = now["drift"] or {"log10_capital": None, "cusum": {"value": None, "limit": None}}
+        for name, text, value in (
+            ("drift_images", "Images that rate and drift speak of.", now["images"]),
+            ("ood_rate", "Share of them that is OOD.", now["ood_rate"]),
+            ("ood_rate_low", "Lower end of the rate's interval, valid at all times at once.", low),
+            ("ood_rate_high", "Upper end of it.", high),
+            ("drift_log10_capital", "Of the test martingale; an alarm at 2.", drift["log10_capital"]),
+            ("drift_cusum", "CUSUM, a heuristic.", drift["cusum"]["value"]),
+            ("drift_cusum_limit", "At which it says something.", drift["cusum"]["limit"]),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(f"outclass_{name}", text, value)
+        if now["drift"]:
+            alarm = GaugeMetricFamily("outclass_drift_alarm", "1 = the test said that images changed.", labels=["test"])
+            alarm.add_metric(["martingale"], drift["alarm"])
+            alarm.add_metric(["cusum"], drift["cusum"]["alarm_image"] is not None)
+            yield alarm

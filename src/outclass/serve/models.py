@@ -16,6 +16,17 @@ VERDICT: dict[str, Any] = {
 }  # fmt: skip
 
 
+DRIFT: dict[str, Any] = {
+    "version": VERDICT["version"], "since": 1795305600.0, "images": 812, "ood": 79, "undecided": 0, "failed": 3,
+    "ood_rate": 0.0973, "interval": [0.0665, 0.1371], "level": 0.95,
+    "drift": {
+        "alarm": True, "alarm_image": 787, "alarm_rate": 0.01, "promised": True, "log10_capital": 3.86,
+        "calibration_images": 200, "full": False, "cusum": {"value": 9.64, "limit": 2.4, "alarm_image": 779},
+    },
+    "no_drift": None, "new": None,
+}  # fmt: skip
+
+
 class Strict(BaseModel):
     """A request's body: a word that is not known is an error, not a silence."""
 
@@ -159,6 +170,65 @@ class GuardOut(BaseModel):
     writable: bool = Field(description="Whether an admin token may change the classes.")
 
 
+class CusumOut(BaseModel):
+    """A heuristic that finds slow changes sooner, and now and then one where there is none."""
+
+    value: float
+    limit: float = Field(description="At which it says something.")
+    alarm_image: int | None = Field(description="Number of the image at which it did.")
+
+
+class DriftTestOut(BaseModel):
+    """A conformal test martingale: are the images still like the calibration images?"""
+
+    alarm: bool = Field(description="Raised; it stays until a restart or a change of the guard.")
+    alarm_image: int | None = Field(description="Number of the image at which it came, unread ones left out.")
+    alarm_rate: float = Field(description="Probability of ever raising an alarm although nothing changed.")
+    promised: bool = Field(
+        description="That rate holds, where images are sent in an order that has nothing to do with what they show."
+    )
+    log10_capital: float = Field(description="An alarm at -log10(alarm_rate).")
+    calibration_images: int
+    full: bool = Field(description="Too many images since the alarm: nothing more is tested.")
+    cusum: CusumOut
+
+
+class StrangeOut(BaseModel):
+    """An OOD image that a client has sent."""
+
+    id: str
+    ood_score: float = Field(description="Higher = more OOD.")
+    nearest_negative: str | None
+
+
+class NewOut(BaseModel):
+    """What the OOD images among the last 500 look like."""
+
+    images: int
+    ood: int
+    negatives: dict[str, int] = Field(description="Words outside the classes that fit best, with their counts.")
+    labels: dict[str, int] = Field(description="Nearest classes, with their counts.")
+    most_ood: list[StrangeOut]
+
+
+class DriftOut(BaseModel):
+    """What is known of the images that `/v1/check` judged since ``since``, by this version of the guard."""
+
+    version: str
+    since: float = Field(description="Unix time; a change of the guard and a restart begin anew.")
+    images: int = Field(description="Judged, and sent back.")
+    ood: int
+    undecided: int = Field(description="Without a threshold.")
+    failed: int = Field(description="Not readable, and in none of the others.")
+    ood_rate: float | None = Field(description="Of those decided.")
+    interval: list[float] | None = Field(description="[low, high] of a rate that stays the same, at all times at once.")
+    level: float = Field(description="Probability with which it holds the rate.")
+    drift: DriftTestOut | None = Field(description="null: the guard is not calibrated, see no_drift.")
+    no_drift: str | None
+    new: NewOut | None = Field(description="null without the admin token: it tells of single images of other clients.")
+    model_config = ConfigDict(json_schema_extra={"example": DRIFT})
+
+
 class HealthOut(BaseModel):
     """The process is alive."""
 
@@ -187,7 +257,7 @@ class ProblemOut(BaseModel):
 
 
 IN = (ImagesIn, ClassesIn, SearchIn)
-OUT = (VerdictsOut, ClassifiedListOut, ClassesOut, HitsOut, GuardOut, HealthOut, ReadyOut)
+OUT = (VerdictsOut, ClassifiedListOut, ClassesOut, HitsOut, GuardOut, DriftOut, HealthOut, ReadyOut)
 REF = "#/components/schemas/"
 
 

@@ -28,6 +28,7 @@ from outclass.judge import Judge
 from outclass.records import Features, Rows, Verdict
 from outclass.search import near
 from outclass.serve.batching import QUEUE_BYTES, QUEUE_IMAGES, Batcher, Ticket
+from outclass.serve.drift import Drift
 from outclass.words.classes import ClassName, ClassSet
 
 log = logging.getLogger("outclass")
@@ -208,6 +209,7 @@ class Service:
         self.changes = 0
         self._changing = threading.Lock()
         self._served = Served(copy.copy(guard))
+        self.drift = Drift(lambda: self._served)
         reader = Reader(guard.encoder.info.preprocess, limits.pixels, PixelBudget())
         self.batcher = Batcher(
             guard.encoder, reader, guard.batch_size, guard.threads,
@@ -358,7 +360,9 @@ class Service:
     def close(self, seconds: float | None = None) -> bool:
         """Finish what was accepted; whether that was done within ``seconds``."""
         self.draining = True
-        return self.batcher.close(seconds)
+        done = self.batcher.close(seconds)
+        self.drift.close()
+        return done
 
 
 def check_probe(verdict: Verdict) -> None:
