@@ -12,6 +12,8 @@ from conftest import picture
 
 from outclass import Guard, MismatchError, NotReadyError, UsageError, Verdict
 from outclass.decide.calibrated import Calibrated, Wanted
+from outclass.decide.cusum import Cusum
+from outclass.decide.threshold import Threshold
 from outclass.monitor import Monitor
 from outclass.monitor.drift import RECENT
 
@@ -91,6 +93,39 @@ def test_drift_is_an_alarm_once_and_says_what_is_new(guard):
     monitor.restart()
     assert monitor.state()["images"] == 0
     assert not monitor.state()["drift"]["alarm"]
+
+
+def by_class(guard, n=300):
+    """A guard calibrated by class, on 150 images of each."""
+    made = Guard(["red", "blue"], encoder="toy")
+    scores = np.random.default_rng(1).normal(-0.9, 0.02, n).astype(np.float32)
+    calibrated = Calibrated.make(Wanted(by_class=True), scores, np.arange(n) % 2, 2)
+    made.judge = replace(made.judge, calibrated=calibrated, threshold=calibrated.threshold(2))
+    return made
+
+
+def test_cusum_hears_as_much_where_the_guard_is_calibrated_by_class(guard):
+    # p-values by class come from fewer images and cannot be as small; the limit is for those of all images.
+    made = by_class(guard)
+    monitor, scores = Monitor(made), np.full(20, float(made.calibrated.calibration.scores.max()) + 0.01)
+    rows = [replace(row, p_value=1 / 151) for row in verdicts(guard, scores)]
+    alarms = monitor.update(rows)
+    plain = Cusum(300)
+    plain.update(np.full(20, 1 / 301))
+    assert [alarm.image for alarm in alarms if alarm.test == "cusum"] == [plain.alarm_at]
+    assert monitor.state()["drift"]["cusum"]["value"] == pytest.approx(plain.value)
+
+
+def test_a_monitor_is_loaded_with_its_guard_from_a_file_and_not_with_another_threshold(guard, tmp_path):
+    guard.save(tmp_path / "my.guard")
+    monitor = Monitor(guard)
+    monitor.update(verdicts(guard, usual(guard, 50)))
+    monitor.save(tmp_path / "a.monitor")
+    assert Monitor.load(tmp_path / "a.monitor", Guard.load(tmp_path / "my.guard")).state() == monitor.state()
+    stricter = Guard.load(tmp_path / "my.guard")
+    stricter.judge = replace(stricter.judge, threshold=Threshold(-0.5, "user"))
+    with pytest.raises(MismatchError, match="or threshold"):
+        Monitor.load(tmp_path / "a.monitor", stricter)
 
 
 def test_usual_images_raise_no_alarm_and_the_capital_falls(guard):

@@ -240,8 +240,30 @@ def test_a_memory_of_another_kind_is_refused(method):
     with pytest.raises(UsageError, match="memory"):
         detector.remember({"other": np.zeros(3)})
     narrow = {key: array[:, :3] if array.ndim == 2 else array for key, array in detector.memory().items()}
-    with pytest.raises(UsageError, match="32 columns"):
+    with pytest.raises(UsageError, match=r"\(n, 32\)"):
         detector.remember(narrow)
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "change", "said"),
+    [
+        ("dictionary", "scores", lambda a: a[1:], "scores"), ("dictionary", "classes", lambda a: a + 9, "class"),
+        ("dictionary", "vectors", lambda a: a * np.float32(np.nan), "NaN"),
+        ("dictionary", "vectors", lambda a: a.astype(np.int32), "float32"),
+        ("tanl", "unknown", lambda a: a[:0], "0 unknown"), ("tanl", "known", lambda a: a * 2, "unit rows"),
+        ("tanl", "scores", lambda a: a - 2, "confidence"),
+        ("adaneg", "names", lambda a: a * 0, "under one name"), ("adaneg", "names", lambda a: a - 99, "name"),
+        ("adaneg", "entropies", lambda a: a[1:], "entropies"), ("adaneg", "vectors", lambda a: a * 0, "unit rows"),
+    ],
+)  # fmt: skip
+def test_a_memory_that_cannot_be_is_refused_and_the_old_one_stays(method, key, change, said):
+    context, known, unknown = world()
+    detector = make(method, context)
+    detector.learn(np.concatenate([known, unknown]))
+    before, memory = detector.score(known), detector.memory()
+    with pytest.raises(UsageError, match=said):
+        detector.remember(memory | {key: change(memory[key])})
+    np.testing.assert_array_equal(detector.score(known), before)
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,10 @@ def test_a_snapshot_is_refused_by_whatever_did_not_make_it(tmp_path):
     for what, other in others.items():
         with pytest.raises(MismatchError, match=f"another {what}"):
             other.stream("dictionary").restore(path)
-    with pytest.raises(MismatchError, match="another method"):
-        one.stream("dictionary:capacity=9").restore(path)
+    with pytest.raises(MismatchError, match=r"another method: capacity 512, not 9; weight 0.5, not 1.0; restore"):
+        one.stream("dictionary:capacity=9,weight=1").restore(path)
+    with pytest.raises(MismatchError, match='another method: name "dictionary", not "tanl"; restore'):
+        one.stream("tanl").restore(path)
     with pytest.raises(MismatchError, match="another learn first"):
         one.stream(learn_first=True).restore(path)
     with pytest.raises(UsageError, match="no such file"):

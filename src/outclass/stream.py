@@ -180,8 +180,9 @@ class Stream:
         for key, own in self._about().items():
             if about.get(key) != own:
                 raise MismatchError(
-                    f"{name!r} was taken from a stream of another {key.replace('_', ' ')}: {_short(about.get(key))}, "
-                    f"not {_short(own)}; restore it with the guard and the options that made it, or begin anew"
+                    f"{name!r} was taken from a stream of another {key.replace('_', ' ')}: "
+                    f"{_differing(about.get(key), own)}; restore it with the guard and the options that made it, or "
+                    "begin anew"
                 )
         try:
             seen = whole(about["seen"], "seen", least=0)
@@ -323,6 +324,18 @@ def _number(threshold: Any) -> float:
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not np.isfinite(threshold):
         raise UsageError(f"a threshold on ood_score must be a number, got {threshold!r}")
     return float(threshold)
+
+
+def _differing(its: Any, own: Any) -> str:
+    """Where two plain values differ: ``weight 0.5, not 1.0``. Of things with different names the names."""
+    if not isinstance(its, dict) or not isinstance(own, dict):
+        return f"{_short(its)}, not {_short(own)}"
+    keys = [key for key in {**own, **its} if its.get(key) != own.get(key)]
+    said = []
+    for key in ["name"] if "name" in keys else keys:
+        nested = isinstance(own.get(key), dict)
+        said.append(("" if nested else f"{key} ") + _differing(its.get(key), own.get(key)))
+    return "; ".join(said)
 
 
 def _short(value: Any) -> str:

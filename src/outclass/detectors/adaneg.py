@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -150,6 +150,15 @@ class AdaNeg(Streaming):
         for name in names:
             mean = np.sum([self._texts[name], *(vector for _, vector in self._held[name])], axis=0)
             self._proxies[name] = mean / np.linalg.norm(mean)
+
+    def _wrong(self, memory: Mapping[str, npt.NDArray[Any]]) -> str | None:
+        vectors, names, entropies = memory["vectors"], memory["names"], memory["entropies"]
+        if not len(vectors) == len(names) == len(entropies):
+            return f"{len(vectors)} vectors, {len(names)} names and {len(entropies)} entropies"
+        if not ((names >= 0) & (names < len(self._texts))).all() or not np.isfinite(entropies).all():
+            return "a name or an entropy that is none"
+        most = int(np.bincount(names, minlength=1).max())
+        return None if most <= self.slots else f"{most} images under one name, at most {self.slots}"
 
     def _remember(self, memory: Memory) -> None:
         self.reset()

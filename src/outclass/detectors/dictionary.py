@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -143,6 +144,14 @@ class Dictionary(Streaming):
             best = best[_place_among_its_own(pooled["classes"][best]) < math.ceil(self.share * self.capacity)]
         kept = best[: self.capacity]
         self._remember({key: array[kept] for key, array in pooled.items()})
+
+    def _wrong(self, memory: Mapping[str, npt.NDArray[Any]]) -> str | None:
+        vectors, scores, classes = memory["vectors"], memory["scores"], memory["classes"]
+        if not len(vectors) == len(scores) == len(classes) <= self.capacity:
+            return f"{len(vectors)} vectors, {len(scores)} scores and {len(classes)} classes, at most {self.capacity}"
+        if not np.isfinite(scores).all() or not ((classes >= 0) & (classes < len(self._fitted()))).all():
+            return "a score or a class that is none"
+        return None
 
     def _remember(self, memory: Memory) -> None:
         self._vectors, self._scores, self._classes = memory["vectors"], memory["scores"], memory["classes"]

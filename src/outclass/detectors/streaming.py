@@ -24,7 +24,8 @@ Memory = dict[str, npt.NDArray[Any]]
 class Streaming(Detector):
     """Base of the detectors with a memory; ``info.stateless`` is false.
 
-    A subclass writes ``_score``, ``_learn``, ``_step``, ``reset``, ``memory`` and ``_remember``.
+    A subclass writes ``_score``, ``_learn``, ``_step``, ``reset``, ``memory``, ``describe``, ``_wrong`` and
+    ``_remember``.
     """
 
     def step(self, vectors: Floats) -> Floats:
@@ -69,14 +70,18 @@ class Streaming(Detector):
         """Put back what ``memory`` gave; scores go on as if nothing had happened.
 
         Raises:
-            UsageError: these are not the arrays of this detector.
+            UsageError: not arrays of this detector, or none that it can have learned; nothing is changed.
         """
         own = self.memory()
         if memory.keys() != own.keys() or any(memory[key].ndim != own[key].ndim for key in own):
             raise UsageError(f"a memory of {self.info.name!r} holds {sorted(own)}, got {sorted(memory)}")
         for key, array in memory.items():
-            if array.ndim == 2 and array.shape[1] != self._fitted().shape[1]:
-                raise UsageError(f"{key} must have {self._fitted().shape[1]} columns, got shape {array.shape}")
+            if array.dtype != own[key].dtype:
+                raise UsageError(f"{key} must be {own[key].dtype}, got {array.dtype}")
+            if array.ndim == 2:
+                check_vectors(array, key, dim=self._fitted().shape[1], unit=True)
+        if wrong := self._wrong(memory):
+            raise UsageError(f"no stream of {self.info.name!r} can have learned this: {wrong}")
         self._remember({key: array.copy() for key, array in memory.items()})
 
     def describe(self) -> str:
@@ -87,6 +92,10 @@ class Streaming(Detector):
         raise NotImplementedError
 
     def _step(self, vectors: Array) -> Array:
+        raise NotImplementedError
+
+    def _wrong(self, memory: Mapping[str, npt.NDArray[Any]]) -> str | None:
+        """What does not fit together in arrays of the right kind; None where all does."""
         raise NotImplementedError
 
     def _remember(self, memory: Memory) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -157,6 +157,12 @@ class TANL(Streaming):
             self._unknown = np.concatenate([self._unknown, vectors[unknown]])[-self.queue :]
             self._look_again()
         return scores
+
+    def _wrong(self, memory: Mapping[str, npt.NDArray[Any]]) -> str | None:
+        known, unknown, scores = memory["known"], memory["unknown"], memory["scores"]
+        if not (0 < len(known) <= self.queue and 0 < len(unknown) <= self.queue and len(scores) <= self.score_queue):
+            return f"{len(known)} known and {len(unknown)} unknown images of {self.queue}, {len(scores)} scores"
+        return None if ((scores >= 0) & (scores <= 1)).all() else "a confidence outside [0, 1]"
 
     def _remember(self, memory: Memory) -> None:
         self._known, self._unknown, self._scores = memory["known"], memory["unknown"], memory["scores"]
