@@ -29,7 +29,8 @@ FLOORS = [
     ["learning"],
     ["tiles", "stream"],
     ["guard", "report"],
-    ["article", "benchmark", "discover", "search", "shards", "tune", "monitor", "distributed"],
+    ["shards"],
+    ["article", "benchmark", "discover", "search", "tune", "monitor", "distributed"],
     ["serve"],
     ["cli"],
     ["__main__"],
@@ -48,6 +49,7 @@ HEAVY = [
     "gradio",
     "matplotlib",
     "skimage",
+    "ray",
 ]
 # When overridden.
 SAID_BY_THE_BASE = ("count", "find", "fit", "score_range", "range_reason", "natural_threshold", "state", "from_state")

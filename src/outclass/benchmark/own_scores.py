@@ -1,4 +1,4 @@
-"""Scores that were made elsewhere, read from a CSV and matched to the images of an evaluation."""
+"""Scores that were made elsewhere, read from a CSV or a scan, and matched to the images of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from outclass.benchmark.table import MEAN
 from outclass.detectors.base import all_detectors
 from outclass.errors import UsageError
 from outclass.known import named
+from outclass.shards import read_verdicts
 
 COLUMNS = ("id", "ood_score")
 LARGEST = float(np.finfo(np.float32).max)
@@ -27,7 +28,8 @@ def read_own(own: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Scores of one's own as they were given: name -> id -> score.
 
     Args:
-        own: name -> a CSV with the columns ``id`` and ``ood_score`` (higher = more OOD), or a mapping of ids to scores.
+        own: name -> a CSV with the columns ``id`` and ``ood_score`` (higher = more OOD), the folder of a scan (in
+            shards or not), or a mapping of ids to scores.
 
     Raises:
         UsageError: a name that is taken, a file that cannot be read, or an id that comes twice.
@@ -75,8 +77,18 @@ def sources(own: Mapping[str, Any]) -> dict[str, str]:
     return {name: "a mapping" if isinstance(given, Mapping) else os.fspath(given) for name, given in own.items()}
 
 
-def _read(name: str, given: Any) -> dict[str, str]:
+def _read(name: str, given: Any) -> dict[str, Any]:
     path = os.fspath(given)
+    if os.path.isdir(path):
+        lines = [(row.id, row.ood_score) for row in read_verdicts(path) if row.error is None]
+    else:
+        lines = _lines(name, path)
+    if twice := [id_ for id_, times in Counter(id_ for id_, _ in lines).items() if times > 1]:
+        raise UsageError(f"the scores {name!r} have {len(twice):,} ids more than once: {named(twice)}")
+    return dict(lines)
+
+
+def _lines(name: str, path: str) -> list[tuple[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -85,12 +97,9 @@ def _read(name: str, given: Any) -> dict[str, str]:
                     f"the scores {name!r} need a CSV with a head and the columns id and ood_score, as verdicts.csv of "
                     f"`outclass scan -o` has them; {path!r} has no column {' and no '.join(missing)}"
                 )
-            lines = [(line["id"], line["ood_score"]) for line in reader]
+            return [(line["id"], line["ood_score"]) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read the scores {name!r} from {path!r}: {error}") from error
-    if twice := [id_ for id_, times in Counter(id_ for id_, _ in lines).items() if times > 1]:
-        raise UsageError(f"the scores {name!r} have {len(twice):,} ids more than once: {named(twice)}")
-    return dict(lines)
 
 
 def _places(sets: Sequence[ImageSet]) -> dict[str, list[Place]]:

@@ -17,6 +17,7 @@ from outclass.cli.explain import explain
 from outclass.cli.export import export
 from outclass.cli.index import index, search
 from outclass.cli.learn import calibrate, fit
+from outclass.cli.merge import merge
 from outclass.cli.options import listen
 from outclass.cli.scan import scan
 from outclass.cli.serve import serve
@@ -64,8 +65,8 @@ def outclass(
 
 
 for command in (
-    demo, scan, watch, stream, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve, tune,
-    synthesize, export, detectors, encoders, doctor,
+    demo, scan, merge, watch, stream, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve,
+    tune, synthesize, export, detectors, encoders, doctor,
 ):  # fmt: skip
     app.command("eval" if command is evaluate else None)(command)
 

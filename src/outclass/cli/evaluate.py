@@ -92,7 +92,7 @@ def evaluate(
         typer.Option(
             "--scores",
             help="NAME=FILE.csv: ood_score of your own for every image (columns id, ood_score), to take part like a "
-            "detector. May be repeated.",
+            "detector; or NAME=DIR, the folder of a scan. May be repeated.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,
@@ -136,7 +136,9 @@ def evaluate(
     """Measure how well detectors tell your classes from other images: AUROC, FPR95 and more, each with its n.
 
     Images are encoded once for all detectors. Those that learn from images are cross-fitted: no image is scored by a
-    detector that was fitted on it. Exit code: 0 all read, 3 some images could not be read, 2 wrong usage, 1 crash.
+    detector that was fitted on it. Folders that [bold]outclass scan -o[/] wrote are measured by their verdicts, in
+    shards or not: all of them at once, and no image is read. Exit code: 0 all read, 3 some images could not be read, 2
+    wrong usage, 1 crash.
 
     [bold]Examples[/]
 
@@ -148,13 +150,17 @@ def evaluate(
 
       outclass eval --id my_pets --ood birds --scores mine=mine.csv --ensemble neglabel,mine
 
+      outclass eval --id scan_of_my_pets --ood scan_of_birds
+
       outclass eval --protocol imagenet --id val --ood iNaturalist --ood SUN --ood Places --ood Textures -e ViT-B/16
     """
     from outclass.benchmark import evaluate as measure
     from outclass.benchmark.protocols import PROTOCOLS, imagenet_classes, imagenet_folders
     from outclass.benchmark.table import legend
+    from outclass.cli.scan_metrics import measure_scans
     from outclass.cli.show import say
     from outclass.cli.tables import table
+    from outclass.shards import is_scan
     from outclass.words.prompts import DEFAULT_TEMPLATES
 
     if id is None or not ood:
@@ -164,6 +170,12 @@ def evaluate(
     apart = {"--protocol": protocol, "--show": show, "--ensemble": ensemble, "--outliers": outliers}
     if few_shot is not None and (asked := next((name for name, value in apart.items() if value), None)):
         raise UsageError(f"{asked} has no part in a few-shot evaluation: leave it out, or leave out --few-shot")
+    if is_scan(id):
+        started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+        others: dict[str, Any] = {"--few-shot": few_shot, "--classes": classes, "--fit": fit, "--scores": scores}
+        others |= apart | {"--seen": seen, "--detectors": detectors != "all"}
+        measure_scans(id, ood, out, quiet, others, lambda: about_run(started, clock))
+        return
     own = own_scores(scores or [])
     check_show(show, detectors, [*own, *(["ensemble"] if ensemble else [])])
     if out is not None:
@@ -235,14 +247,14 @@ def evaluate(
 
 
 def own_scores(given: list[str]) -> dict[str, str]:
-    """NAME=FILE -> name and file.
+    """NAME=FILE -> name and file, or folder of a scan.
 
     Raises:
         UsageError: something else, or a name twice.
     """
     pairs = [one.partition("=") for one in given]
     if wrong := [one for one, (name, _, file) in zip(given, pairs, strict=True) if not name or not file]:
-        raise UsageError(f"--scores takes NAME=FILE.csv, such as mine=mine.csv; got {wrong[0]!r}")
+        raise UsageError(f"--scores takes NAME=FILE.csv or NAME=DIR, such as mine=mine.csv; got {wrong[0]!r}")
     found = {name: file for name, _, file in pairs}
     if len(found) < len(pairs):
         raise UsageError(f"--scores names the same scores twice: {', '.join(given)}")

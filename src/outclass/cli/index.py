@@ -7,12 +7,13 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from outclass import __version__, atomic
 from outclass.cli import options
+from outclass.cli.ray import RAY, RayActors, RayGpus, laid_out
 from outclass.cli.scan import OUT, SOME_FAILED
 from outclass.cli.stopping import stopping
 from outclass.errors import ImageError, UsageError
@@ -31,6 +32,18 @@ MakerName = Annotated[
         rich_help_panel=options.MODEL,
     ),
 ]  # fmt: skip
+
+IndexedByRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="local|ADDRESS",
+        help="Read and encode in many processes; the index, written by this one alone, is the same. local starts them "
+        "on this machine; auto, HOST:PORT or ray://HOST:PORT is a cluster with the same outclass on every node, which "
+        "finds the images at the same place.",
+        rich_help_panel=RAY,
+    ),
+]
 
 
 def index(
@@ -60,6 +73,9 @@ def index(
     device: options.Device = "auto",
     threads: options.Threads = None,
     batch_size: options.BatchSize = None,
+    ray: IndexedByRay = None,
+    ray_actors: RayActors = None,
+    ray_gpus: RayGpus = None,
     max_pixels: options.MaxPixels = MAX_PIXELS,
     config: options.Config = None,
     quiet: options.Quiet = False,
@@ -77,6 +93,8 @@ def index(
 
       outclass index photos -o photos.lance --patches --thumbnails
 
+      outclass index "shards/*.tar" -o photos.lance --ray auto
+
       outclass scan photos.lance --classes cat,dog,car
 
       outclass search photos.lance bird
@@ -87,11 +105,23 @@ def index(
 
     clock = time.perf_counter()
     name = encoder or (Index(out).encoder if is_index(out) and (out / "_versions").is_dir() else "lite")
+    layout = laid_out(ray, ray_actors, ray_gpus, device, threads, batch_size, {})
+    progress = sys.stderr.isatty() and not quiet
+    machine: dict[str, Any] = {"device": device, "threads": threads, "batch_size": batch_size}
+    wanted: dict[str, Any] = {
+        "max_pixels": max_pixels,
+        "fps": fps,
+        "rehash": rehash,
+        "patches": patches,
+        "thumbnails": thumbnails,
+    }
     with stopping(lambda: "what was encoded is kept; run the same command again to go on"):
-        done = build(
-            photos, out, name, device=device, threads=threads, batch_size=batch_size, max_pixels=max_pixels, fps=fps,
-            rehash=rehash, patches=patches, thumbnails=thumbnails, progress=sys.stderr.isatty() and not quiet,
-        )  # fmt: skip
+        if layout:
+            from outclass.distributed import index_to
+
+            done = index_to(photos, out, name, layout, progress=progress, **wanted)
+        else:
+            done = build(photos, out, name, progress=progress, **machine, **wanted)
     if not quiet:
         say(_line(done, out, time.perf_counter() - clock))
     if done.failed > allow_failed:

@@ -19,6 +19,8 @@ from outclass.images.sources import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from outclass.cli.watch_drift import DriftSink
+    from outclass.distributed import Layout
     from outclass.guard import Guard
     from outclass.images.sources import Item
     from outclass.records import Verdict
@@ -39,6 +41,9 @@ def run(
     shard_rows: int | None = None,
     parts: dict[str, Any] | None = None,
     overlay: Path | None = None,
+    drift: DriftSink | None = None,
+    part: tuple[int, int] | None = None,
+    layout: Layout | None = None,
 ) -> int:
     """Scan, print, write, sort; returns how many images could not be read."""
     from outclass.cli.show import VerdictTable, say, summary_line, words_line
@@ -50,6 +55,8 @@ def run(
     clock = time.perf_counter()
     if guard.negatives and not quiet:
         say(words_line(guard.negatives))
+    if drift and not quiet:
+        drift.begin()
     items: Iterator[Item] | None = None
     watch = source if source.live else None
     if sort_into is not None:
@@ -68,11 +75,16 @@ def run(
     sharded: ShardedScan | None = None
     if out is not None:
         from outclass.shards import ShardedScan, check_unsharded
+        from outclass.shards.manifest import named, scorer_of
 
         if shard_rows is None:
             check_unsharded(out)
+        elif layout:
+            from outclass.distributed import RayScan
+
+            sharded = RayScan(guard, source, out, layout, shard_rows, format, progress)
         else:
-            sharded = ShardedScan(guard, source, out, shard_rows, format, progress)
+            sharded = ShardedScan(guard, source, out, shard_rows, format, progress, part)
     scanned: Scan
     if parts is not None:
         scanned = guard.scan_tiles(source, **parts, photos=overlay is not None, progress=progress)
@@ -92,6 +104,8 @@ def run(
                 from outclass.cli.watching import watching
 
                 sinks += files.enter_context(watching(watch, out, table))
+            if drift:
+                sinks.append(drift)
             if out is not None:
                 from outclass.report.html import HtmlReport
                 from outclass.report.outputs import VerdictFile, write_json
@@ -122,10 +136,17 @@ def run(
             summary = summarise(guard.judge, guard.encoder.info, scanned, seconds, started, command, read_now)
             if fdr is not None:
                 summary |= {"fdr": fdr, "fdr_rejected": rejected}
+            if drift:
+                summary |= {"monitor": drift.monitor.state()}
             if parts is not None:
                 summary |= {"tiles": guard.about_tiles(**parts) | {"rows": tiles.n}}
-            write_json(out / "summary.json", summary)
-            with atomic.write(out / "report.html") as page:
+            if sharded is None and parts is None:
+                summary |= {"scorer": scorer_of(guard)}
+            if part:
+                summary |= {"part": f"{part[0]}/{part[1]}"}
+            about, drawn_page = out / named("summary.json", part), out / named("report.html", part)
+            write_json(about, summary)
+            with atomic.write(drawn_page) as page:
                 page.write(report.render(summary))
     if table:
         table.close()
@@ -137,6 +158,8 @@ def run(
             n, read = guard.calibrated.calibration.fewest, scanned.n - scanned.n_failed
             if not rejected and (note := rejection_limit(n, read, fdr)):
                 say(note, style="yellow")
+        if drift:
+            say(drift.monitor.describe())
         if sort_into is not None:
             gone = f"; {sorting.missing} images are no longer where they were" if sorting.missing else ""
             say(f"sorted into {sort_into}{gone}")
@@ -145,7 +168,11 @@ def run(
         if out is not None:
             where = sinks[-1].path if sharded is None else sharded.said
             where = where if parts is None else f"{where}, {tiles.path}"
-            say(f"wrote {where}, {out / 'summary.json'} and {out / 'report.html'}")
+            say(f"wrote {where}, {about} and {drawn_page}")
+            if part:
+                say(f"when all {part[1]} parts are done: outclass merge {out} (or all their folders and -o WHOLE)")
+    if drift:
+        drift.close()
     return scanned.n_failed
 
 

@@ -212,6 +212,9 @@ def calibrate(
     draws of the calibration images, for images drawn in the same way. It takes 19 images for 0.05, 99 for 0.01.
     Images that cannot be read, are nearly the same as another or were fitted on, are named and left out.
 
+    A folder that [bold]outclass scan -o[/] wrote is taken for its verdicts: those of ID images, judged by this very
+    --guard. No image is read again; scores do not tell which images are nearly the same or were fitted on.
+
     [bold]Examples[/]
 
       outclass calibrate my_pets --classes cat,dog,car -o pets.guard
@@ -224,10 +227,19 @@ def calibrate(
 
       outclass calibrate my_pets --tiles 3x3 -o pets.guard
 
+      outclass calibrate verdicts_of_my_pets --guard pets.guard -o calibrated.guard
+
       outclass scan photos --guard pets.guard
     """
+    from outclass.shards import is_scan
+
     target = _check_out(out or guard_file)
     of_parts = tiles is not None or boxes is not None
+    if is_scan(known):
+        asked = {"--ood": ood, "--goal": goal, "--share": share, "--cost-miss": cost_miss, "--cost-alarm": cost_alarm}
+        asked |= {"--tiles or --boxes": of_parts, "--classes": classes}
+        _calibrate_on_scan(known, guard_file, target, false_alarm_rate, confidence, by_class, threads, quiet, asked)
+        return
     check_parts(of_parts, tile_score, (ood, goal, share, cost_miss, cost_alarm, by_class or None))
     guard = _guard(
         known, classes, guard_file, encoder, detector, negatives, templates, device, threads, batch_size, max_pixels
@@ -263,6 +275,40 @@ def calibrate(
         progress=sys.stderr.isatty() and not quiet,
     )
     _keep(guard, learned, target, quiet)
+
+
+def _calibrate_on_scan(
+    folder: str,
+    guard_file: Path | None,
+    out: Path,
+    false_alarm_rate: float | None,
+    confidence: float | None,
+    by_class: bool,
+    threads: int | None,
+    quiet: bool,
+    asked: dict[str, Any],
+) -> None:
+    """Calibrate on the verdicts of a scan.
+
+    Raises:
+        UsageError: no guard is named, or an option is for images.
+    """
+    from outclass.guard import Guard
+    from outclass.shards import calibrate_on
+
+    if given := [name for name, value in asked.items() if value]:
+        raise UsageError(
+            f"{folder!r} holds the verdicts of a scan, and {', '.join(given)} is for images: leave it out, or name a "
+            "folder of images"
+        )
+    if guard_file is None:
+        raise UsageError(
+            f"{folder!r} holds the verdicts of a scan: name the guard that judged them, --guard my.guard, or a folder "
+            "of images"
+        )
+    guard = Guard.load(guard_file, threads=threads)
+    rate = 0.05 if false_alarm_rate is None else false_alarm_rate
+    _keep(guard, calibrate_on(guard, folder, rate, confidence=confidence, by_class=by_class), out, quiet)
 
 
 def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: Any) -> Guard:

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from outclass.cli import options
+from outclass.cli.ray import RayActors, RayAddress, RayGpus
 from outclass.cli.tiles import BoxFile, OverlayFolder, TileGrid, TileScoreName
+from outclass.cli.watch_drift import AlarmCommand, Drift
 from outclass.cli.watching import Every, Watched, watched
 from outclass.errors import NotReadyError, UsageError
 from outclass.images.decode import MAX_PIXELS
@@ -47,6 +49,15 @@ def scan(
             rich_help_panel=OUT,
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="With --shard-rows: judge part I of N only, as 2/8; the others run elsewhere, or at the same time, "
+            "with the same options. [bold]outclass merge[/] makes one scan of all.",
+            rich_help_panel=OUT,
+        ),
+    ] = None,
     sort_into: Annotated[
         Path | None,
         typer.Option(
@@ -63,6 +74,8 @@ def scan(
     http: Annotated[bool, typer.Option("--http", help="Fetch a file from an https:// address, too.")] = False,
     watch: Watched = False,
     every: Every = EVERY,
+    drift: Drift = False,
+    alarm_command: AlarmCommand = None,
     tiles: TileGrid = None,
     boxes: BoxFile = None,
     tile_score: TileScoreName = None,
@@ -90,6 +103,9 @@ def scan(
     device: options.Device = "auto",
     threads: options.Threads = None,
     batch_size: options.BatchSize = None,
+    ray: RayAddress = None,
+    ray_actors: RayActors = None,
+    ray_gpus: RayGpus = None,
     max_pixels: options.MaxPixels = MAX_PIXELS,
     config: options.Config = None,
     quiet: options.Quiet = False,
@@ -114,6 +130,10 @@ def scan(
 
       outclass scan "shards/*.tar" --classes cat,dog,car -o out --format parquet --shard-rows 100000
 
+      outclass scan photos --classes cat,dog,car -o out --shard-rows 1000 --shard 2/8
+
+      outclass scan photos --classes cat,dog,car -o out --ray local
+
       outclass scan photos --classes classes.txt --encoder openai/clip-vit-base-patch32
 
       outclass scan photos.lance --classes cat,dog,car
@@ -122,21 +142,36 @@ def scan(
 
       outclass scan incoming --classes cat,dog,car --watch -o out
 
+      outclass scan incoming --guard my.guard --watch --drift -o out --alarm-command "notify-send outclass drift"
+
       outclass scan photos --classes cat,dog,car --tiles 3x3 -o out --overlay drawn
     """
     from outclass.cli.guards import make_guard
     from outclass.cli.judging import run
+    from outclass.cli.ray import check_out, laid_out
     from outclass.cli.tiles import tiling
+    from outclass.cli.watch_drift import DriftSink, drift_hook
     from outclass.decide.checks import check_share
     from outclass.images.sources import open_source
     from outclass.index.table import Index, is_index
     from outclass.report.outputs import check_format
+    from outclass.shards import ROWS
 
     check_format(format)
+    apart = {
+        "--watch": watch, "--tiles": bool(tiles), "--boxes": bool(boxes), "--overlay": bool(overlay),
+        "--fdr": fdr is not None, "--sort-into": sort_into is not None, "--shard": shard is not None,
+    }  # fmt: skip
+    layout = laid_out(ray, ray_actors, ray_gpus, device, threads, batch_size, apart)
+    if layout:
+        check_out(out)
+        shard_rows, device = shard_rows or ROWS, "cpu"  # this process encodes the class names only
     if fdr is not None:
         check_share(fdr, "--fdr")
     if shard_rows is not None:
         check_sharded(out, fdr, sort_into)
+    of_part = None if shard is None else read_part(shard, shard_rows)
+    hook = drift_hook(watch, drift, alarm_command)
     source: Source
     if watch:
         source = watched(photos, every, fdr, shard_rows is not None, bool(tiles or boxes))
@@ -161,9 +196,28 @@ def scan(
         )
     parts = tiling(guard, tiles, boxes, tile_score, overlay, fdr, shard_rows is not None)
     find = source.find if thumbnails else None
-    failed = run(guard, source, out, format, quiet, find, fdr, sort_into, shard_rows, parts, overlay)  # type: ignore[arg-type]
+    drifting = DriftSink(guard, source, hook) if drift else None
+    wanted = (guard, source, out, format, quiet, find, fdr, sort_into, shard_rows, parts, overlay, drifting)
+    failed = run(*wanted, part=of_part, layout=layout)  # type: ignore[arg-type]
     if failed > allow_failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def read_part(text: str, shard_rows: int | None) -> tuple[int, int]:
+    """I/N -> (I, N).
+
+    Raises:
+        UsageError: it is none, or the rows of a shard are not given.
+    """
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard takes the part and how many there are, as 2/8 (1/8 to 8/8); got {text!r}")
+    if shard_rows is None:
+        raise UsageError(
+            "--shard needs --shard-rows N, the same for every part: the parts take shards of N rows in turn, and with "
+            "several shards for each they have about the same to do"
+        )
+    return int(number), int(count)
 
 
 def check_sharded(out: Path | None, fdr: float | None, sort_into: Path | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from outclass.decide.tally import Tally
 from outclass.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +48,27 @@ class Counts:
             np.concatenate([[0], np.searchsorted(np.sort(side), scores, side="right")]) for side in (known, unknown)
         )
         return cls(scores, id_kept, ood_missed)
+
+    @classmethod
+    def of_tallies(cls, known: Tally, unknown: Tally) -> Counts:
+        """Count what was tallied already: the same, to the last bit, as ``of`` makes of the scores themselves.
+
+        Args:
+            known: of ID images.
+            unknown: of OOD images.
+
+        Raises:
+            UsageError: a side is empty.
+        """
+        for side, name in ((known, "ID"), (unknown, "OOD")):
+            if not side.n:
+                raise UsageError(f"no {name} image has a score; a metric compares at least one ID with one OOD image")
+        scores = np.union1d(known.scores, unknown.scores)
+        id_kept, ood_missed = (
+            np.concatenate([[0], side.up_to()[np.searchsorted(side.scores, scores, side="right")]])
+            for side in (known, unknown)
+        )
+        return cls(scores.astype(np.float64), id_kept, ood_missed)
 
     @property
     def n_id(self) -> int:

@@ -84,7 +84,11 @@ def measure(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> Metrics:
     Raises:
         UsageError: a side is empty, no list of numbers, or holds NaN or infinities.
     """
-    counts = Counts.of(id_scores, ood_scores)
+    return measure_counts(Counts.of(id_scores, ood_scores))
+
+
+def measure_counts(counts: Counts) -> Metrics:
+    """All metrics that need no threshold, of images that were counted already."""
     values = {metric.__name__: of_counts(counts) for metric, of_counts in OF_COUNTS.items()}
     return Metrics(counts.n_id, counts.n_ood, **values)
 

@@ -6,13 +6,14 @@ ZIP and plain tar: the members are listed first and each is read when it is want
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from outclass.errors import ImageError
 from outclass.images.decode import SNIFF_BYTES, ImageLike, Stored, looks_like_image, open_regular
@@ -70,6 +71,10 @@ class ZipMember(Stored):
     archive: zipfile.ZipFile
     info: zipfile.ZipInfo
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: what is open here is opened there."""
+        return _reopened, (os.path.abspath(self.archive.filename or ""), self.info)
+
     def read(self) -> bytes:
         """Its bytes, unpacked and checked.
 
@@ -81,6 +86,22 @@ class ZipMember(Stored):
             data = file.read(MAX_BYTES + 1)  # what the directory says of its size need not be true
         check_size(len(data))
         return data
+
+
+class _WithoutDirectory(zipfile.ZipFile):
+    """A ZIP file whose members bring their own entries: of a million of them the directory is read in one process."""
+
+    def _RealGetContents(self) -> None:  # noqa: N802
+        return None
+
+
+def _reopened(path: str, info: zipfile.ZipInfo) -> ZipMember:
+    return ZipMember(_open_once(path), info)
+
+
+@functools.lru_cache(4)
+def _open_once(path: str) -> zipfile.ZipFile:
+    return _WithoutDirectory(path)
 
 
 class Zip(Archive):

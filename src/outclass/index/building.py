@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,9 +32,12 @@ from outclass.images.loader import Reader
 from outclass.images.preprocess import to_pixels
 from outclass.images.sources import FPS, Item, Source, open_source
 from outclass.images.thumbnail import small_jpeg
+from outclass.index.ledger import GONE, Ledger
+from outclass.index.sieve import NEW, PASSED, UNSEEN, Sieve, Wanted
 from outclass.index.table import Index, is_index
-from outclass.index.writer import Halves, Known, Stamp, Writer
+from outclass.index.writer import Halves, Stamp, Writer
 from outclass.progress import track
+from outclass.records import Features
 
 log = logging.getLogger("outclass")
 
@@ -113,49 +116,74 @@ def build(
         MismatchError: the index was made with another encoder, or is none of ours.
         MissingExtraError: lancedb is not installed.
     """
-    if is_index(source):
-        raise UsageError(f"{os.fspath(source)!r} is an index already; index the images it was made of")
-    opened = open_source(source, fps)
+    opened = open_images_of(source, fps)
     made = load_encoder(encoder, device, threads)
     if patches:
         patch_encoder(made)
     with Writer(path, made.info, patches, thumbnails) as writer:
-        reader = _Stamper(made.info.preprocess, max_pixels, PixelBudget(), writer.thumbnails)
-        run = _Run(writer, opened, reader, rehash)
-        features = encode_stream(run.to_encode(), made, reader, batch_size, threads, writer.patches > 0)
-        if progress:
-            total = None if run.known else opened.count()
-            features = track(features, total, "indexing", size=lambda rows: len(rows.ids))
-        run.take(features)
-        writer.tidy()
-    finished, done = Index(path), run.done
-    done.images, done.failed = len(finished), finished.n_failed
-    done.recall = finished.recall() if finished.approximate and done.new + done.changed else None
-    return done
+        reader = Stamper(made.info.preprocess, max_pixels, PixelBudget(), writer.thumbnails)
+        ledger = Ledger.of(writer.table)
+        sieve = Sieve(ledger, rehash)
+        wanted = (item for item in map(sieve.sift, opened) if item)
+        features = encode_stream(wanted, made, reader, batch_size, threads, writer.patches > 0)
+        run = Run(writer, ledger, opened)
+        run.take(map(reader.about, features), progress)
+        return run.finish(sieve.marks, sieve.doubled)
+
+
+def open_images_of(source: Any, fps: float) -> Source:
+    """The images that are to be indexed.
+
+    Raises:
+        UsageError: there is no such source, or it is an index.
+    """
+    if is_index(source):
+        raise UsageError(f"{os.fspath(source)!r} is an index already; index the images it was made of")
+    return open_source(source, fps)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch of images that were read and encoded, in source order.
+
+    Attributes:
+        ids, errors: n of them.
+        stamps: n of them.
+        rows: n rows of the ledger, ``NEW`` where there is none.
+        vectors: (m, dim) float32 unit rows, one for every None in ``errors``.
+        patches: (m, p, dim) unit rows of either precision; None where none are held.
+    """
+
+    ids: Sequence[str]
+    errors: Sequence[str | None]
+    stamps: Sequence[Stamp]
+    rows: Sequence[int]
+    vectors: Vectors
+    patches: Vectors | Halves | None
 
 
 @dataclass(frozen=True)
-class _Stamper(Reader):
+class Stamper(Reader):
     """A reader that also looks at the files: size, time and hash before the pixels, so that a change while it reads
     leads to another stamp in the next run.
 
     Attributes:
         thumbnails: make small pictures too.
-        expected: id -> hash that is known, of images on their way here.
-        stamps: id -> stamp, of images that passed.
+        passed: id -> stamp and row of the ledger, of images that it has read.
     """
 
     thumbnails: bool = False
-    expected: dict[str, str] = field(default_factory=dict)
-    stamps: dict[str, Stamp] = field(default_factory=dict)
+    passed: dict[str, tuple[Stamp, int]] = field(default_factory=dict)
 
     def of(self, item: Item) -> npt.NDArray[np.uint8]:
         """As everywhere; one that was encoded before is the error ``SAME``."""
-        before, source = self.expected.pop(item.id, None), item.source
+        source = item.source
         if isinstance(source, Stored):  # read once, for the hash and for the pixels
             with contextlib.suppress(Exception):  # of which ``rgb`` makes the error of the row
                 source = source.read()
-        stamp = self.stamps[item.id] = _stamp(source)
+        stamp = _stamp(source)
+        row, before = (item.row, item.hash) if isinstance(item, Wanted) else (NEW, None)
+        self.passed[item.id] = stamp, row
         if before is not None and stamp.hash == before:
             raise ImageError(SAME)
         try:
@@ -168,93 +196,104 @@ class _Stamper(Reader):
             stamp.thumbnail = None
             raise
 
+    def about(self, batch: Features) -> Encoded:
+        """The same images with what was seen of their files, which is forgotten here."""
+        stamps, rows = zip(*map(self.passed.pop, batch.ids), strict=True)
+        return Encoded(batch.ids, batch.errors, stamps, rows, batch.vectors, batch.patches)
 
-class _Run:
-    """One pass over a source."""
 
-    def __init__(self, writer: Writer, source: Source, reader: _Stamper, rehash: bool) -> None:
+class Run:
+    """One pass over a source, as the table sees it.
+
+    Args:
+        writer: of the index.
+        ledger: what it held before.
+        source: the images.
+
+    Attributes:
+        done: what was done, as far as it is known.
+    """
+
+    def __init__(self, writer: Writer, ledger: Ledger, source: Source) -> None:
         self.done = Indexed()
-        self.known = writer.known()
-        self._writer, self._source, self._reader, self._rehash = writer, source, reader, rehash
+        self._writer, self._ledger, self._source = writer, ledger, source
         self._none = np.empty((0, writer.dim), np.float32)
         self._no_patches = np.empty((0, writer.patches, writer.dim), np.float16)
-        self._before: dict[str, Known] = {}  # of images on their way through the encoder
-        self._back: list[str] = []
-        self._touched: list[tuple[str, Stamp]] = []
-        self._rows: dict[bool, list[tuple[str, Stamp, str | None]]] = _two()
-        self._vectors: dict[bool, list[Vectors]] = _two()
-        self._patches: dict[bool, list[Halves]] = _two()
-        self._committed = time.monotonic()
+        self._clear()
 
-    def to_encode(self) -> Iterator[Item]:
-        """The images that are not plainly those of the index."""
-        for item in self._source:
-            if item.id in self.known:
-                before = self.known[item.id]
-                self.known[item.id] = None  # seen
-                if before is None:
-                    self.done.doubled += 1
-                    continue
-                if before.error is None and not self._rehash and _is_as(before, item.source):
-                    self.done.unchanged += 1
-                    if before.gone:
-                        self._back.append(item.id)
-                    continue
-                self._before[item.id] = before
-                if before.error is None and before.hash is not None:
-                    self._reader.expected[item.id] = before.hash
-            else:
-                self.known[item.id] = None
-            yield item
+    def take(self, batches: Iterable[Encoded], progress: bool = False) -> None:
+        """Write what comes by; what came before it broke off is written too.
 
-    def take(self, features: Iterable[Any]) -> None:
-        """Write what comes by, then what the pass has shown; what came before it broke off is written too."""
-        root = os.path.abspath(self._source.root) if self._source.root else ""
-        self._writer.set_root(root)
+        Args:
+            batches: in the order of the source.
+            progress: show a progress bar on stderr.
+        """
+        self._writer.set_root(os.path.abspath(self._source.root) if self._source.root else "")
+        if progress:
+            total = None if len(self._ledger) else self._source.count()
+            batches = track(batches, total, "indexing", size=lambda batch: len(batch.ids))
         try:
-            for batch in features:
-                row = -1
-                for id_, error in zip(batch.ids, batch.errors, strict=True):
-                    row += error is None
-                    there = self._sort_in(id_, error)
+            for batch in batches:
+                at = 0
+                for id_, error, stamp, row in zip(batch.ids, batch.errors, batch.stamps, batch.rows, strict=True):
+                    there = self._sort_in(id_, error, stamp, row)
                     if there is not None and error is None:
-                        self._vectors[there].append(batch.vectors[row : row + 1])
+                        self._vectors[there].append(batch.vectors[at : at + 1])
                         if batch.patches is not None:
-                            self._patches[there].append(batch.patches[row : row + 1].astype(np.float16))
-                waiting = sum(map(len, self._rows.values())) + len(self._touched)
-                held = sum(one.nbytes for parts in self._patches.values() for one in parts)
-                if waiting >= BATCH or held >= BATCH_BYTES or time.monotonic() - self._committed > BATCH_SECONDS:
-                    self._commit()
+                            local = batch.patches[at : at + 1].astype(np.float16)
+                            self._patches[there].append(local)
+                            self._held += local.nbytes
+                    at += error is None
+                    waiting = sum(map(len, self._rows.values())) + len(self._touched)
+                    late = time.monotonic() - self._committed > BATCH_SECONDS
+                    if waiting >= BATCH or self._held >= BATCH_BYTES or late:
+                        self._commit()
         finally:
             self._commit()
-        lost = [id_ for id_, before in self.known.items() if before is not None and not before.gone]
-        self.done.gone = len(lost)
-        self._writer.update(id=lost, gone=[True] * len(lost))
-        self._writer.update(id=self._back, gone=[False] * len(self._back))
-        if self.done.doubled:
-            log.warning("%d ids came twice; the first image of each is indexed", self.done.doubled)
 
-    def _sort_in(self, id_: str, error: str | None) -> bool | None:
+    def finish(self, marks: bytes | bytearray, doubled: int) -> Indexed:
+        """Write what the whole pass has shown.
+
+        Args:
+            marks: of the sieve, a byte for each row of the ledger.
+            doubled: ids that came a second time.
+        """
+        done, writer, ledger = self.done, self._writer, self._ledger
+        seen, gone = np.frombuffer(marks, np.uint8), (ledger.state & GONE) > 0
+        lost = list(ledger.ids(writer.table, (seen == UNSEEN) & ~gone))
+        back = list(ledger.ids(writer.table, (seen == PASSED) & gone))
+        writer.update(id=lost, gone=[True] * len(lost))
+        writer.update(id=back, gone=[False] * len(back))
+        if doubled:
+            log.warning("%d ids came twice; the first image of each is indexed", doubled)
+        writer.tidy()
+        finished = Index(writer.path)
+        done.unchanged += int((seen == PASSED).sum())
+        done.gone, done.doubled, done.images, done.failed = len(lost), doubled, len(finished), finished.n_failed
+        done.recall = finished.recall() if finished.approximate and done.new + done.changed else None
+        return done
+
+    def _sort_in(self, id_: str, error: str | None, stamp: Stamp, row: int) -> bool | None:
         """Whether the row that is written is one that is there already; None = none is."""
-        stamp, before = self._reader.stamps.pop(id_), self._before.pop(id_, None)
         if error == SAME:
             self.done.unchanged += 1
             self._touched.append((id_, stamp))
             return None
-        if before is None:
+        if row == NEW:
             self.done.new += 1
-        elif error is not None and (error, stamp.hash) == (before.error, before.hash) and not before.gone:
-            self.done.unchanged += 1
-            return None
         else:
+            before = self._ledger.known(row)
+            if error is not None and (error, stamp.hash) == (before.error, before.hash) and not before.gone:
+                self.done.unchanged += 1
+                return None
             self.done.changed += 1
-        self._rows[before is not None].append((id_, stamp, error))
-        return before is not None
+        self._rows[row != NEW].append((id_, stamp, error))
+        return row != NEW
 
     def _commit(self) -> None:
         # Taken first: Ctrl-C in the middle of a commit that goes through all the same must not lead to a second one.
         waiting, vectors, patches, touched = self._rows, self._vectors, self._patches, self._touched
-        self._rows, self._vectors, self._patches, self._touched = _two(), _two(), _two(), []
+        self._clear()
         for there, rows in waiting.items():
             if rows:
                 local = np.concatenate([self._no_patches, *patches[there]]) if self._writer.patches else None
@@ -268,21 +307,18 @@ class _Run:
         )
         self._committed = time.monotonic()
 
+    def _clear(self) -> None:
+        self._rows: dict[bool, list[tuple[str, Stamp, str | None]]] = _two()
+        self._vectors: dict[bool, list[Vectors]] = _two()
+        self._patches: dict[bool, list[Halves]] = _two()
+        self._touched: list[tuple[str, Stamp]] = []
+        self._held = 0  # bytes of local vectors
+        self._committed = time.monotonic()
+
 
 def _two() -> dict[bool, list[Any]]:
     """For what is new (False) and for what is there already (True)."""
     return {False: [], True: []}
-
-
-def _is_as(before: Known, source: ImageLike) -> bool:
-    """Whether a file has the size and the time of change that the index knows."""
-    if before.modified_ns is None or not isinstance(source, (str, os.PathLike)):
-        return False
-    try:
-        now = os.stat(source)
-    except OSError:
-        return False
-    return (now.st_size, now.st_mtime_ns) == (before.bytes, before.modified_ns)
 
 
 def _stamp(source: ImageLike) -> Stamp:

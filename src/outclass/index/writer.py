@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +30,6 @@ Halves = npt.NDArray[np.float16]
 SMALL_PARTS = 16  # commits of few rows that are joined into one at the end
 SHARE_MISSING = 0.01  # of the rows, before they are added to the index for approximate search
 KEPT = timedelta(hours=1)  # old versions of the table, for those who read it now
-
-
-class Known(NamedTuple):
-    """What an index knows of an image."""
-
-    hash: str | None
-    bytes: int | None
-    modified_ns: int | None
-    error: str | None
-    gone: bool
 
 
 @dataclass(slots=True)
@@ -156,15 +146,6 @@ class Writer:
             log.warning("the index was made from %r, now it is %r: ids that are not found there are gone", before, root)
         if before != root:
             self.table.update_field_metadata({"path": "id", "metadata": {ROOT: root}})
-
-    def known(self) -> dict[str, Known | None]:
-        """What there is, by id."""
-        names = ["id", *Known._fields]
-        found: dict[str, Known | None] = {}
-        for batch in self.table.search().select(names).to_batches(table.READ_AT_ONCE):
-            columns = [batch.column(name).to_pylist() for name in names]
-            found.update((id_, Known(*rest)) for id_, *rest in zip(*columns, strict=True))
-        return found
 
     def tidy(self) -> None:
         """Join small parts, drop versions that nobody reads any more, index the vectors for approximate search."""

@@ -1,14 +1,15 @@
-"""``manifest.json``: who judges, and what is finished."""
+"""``manifest.json``: who judges, and what is finished; of part 2 of 8 of a scan, ``manifest-2-of-8.json``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,14 @@ from outclass.report.outputs import Format, write_json
 from outclass.words.classes import ClassName
 
 MANIFEST = "manifest.json"
+OF_PART = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 SCHEMA = 1
 HASH_BYTES = 16
 SHOWN = 60  # signs of a value in a message
+
+NO_MATTER_OF_SCORES = ("threshold", "calibration", "max_pixels", "source", "fps", "column")  # keys of a maker
+
+Part: TypeAlias = tuple[int, int]  # 2, 8: the second of eight
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class Manifest:
         format: of the files.
         shards: the finished ones, by their number.
         complete: the source came to its end.
+        part: i, n (from 1): it holds the shards k with k % n == i - 1; None = all of them.
+        images: of the whole source, where a part came to its end; None = as many as there are rows.
+        ids: hash of all ids of the whole source, likewise.
     """
 
     maker: dict[str, Any]
@@ -76,6 +85,30 @@ class Manifest:
     format: Format
     shards: dict[int, Shard] = field(default_factory=dict)
     complete: bool = False
+    part: Part | None = None
+    images: int | None = None
+    ids: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return named(MANIFEST, self.part)
+
+    def holds(self, number: int) -> bool:
+        """Whether it is for this shard."""
+        return self.part is None or number % self.part[1] == self.part[0] - 1
+
+    @property
+    def reach(self) -> int:
+        """Images that the source is known to have."""
+        if self.images is not None:
+            return self.images
+        return max((shard.number * self.shard_rows + shard.rows for shard in self.shards.values()), default=0)
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        """What ``scorer_of`` said of the maker."""
+        return {name: value for name, value in self.maker.items() if name not in NO_MATTER_OF_SCORES}
 
     @property
     def rows(self) -> int:
@@ -92,20 +125,22 @@ class Manifest:
         Raises:
             UsageError: the folder cannot be written to.
         """
-        about = {
+        about: dict[str, Any] = {
             "schema": SCHEMA, "shard_rows": self.shard_rows, "format": self.format, "complete": self.complete,
             "rows": self.rows, "maker": self.maker, "shards": [asdict(shard) for shard in self.in_order()],
         }  # fmt: skip
-        write_json(folder / MANIFEST, about)
+        if self.part:
+            about |= {"part": self.part, "images": self.images, "ids": self.ids}
+        write_json(folder / self.name, about)
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest | None:
+    def load(cls, folder: Path, part: Part | None = None) -> Manifest | None:
         """Read it; None where there is none.
 
         Raises:
             MismatchError: it is damaged, or of another schema.
         """
-        path = folder / MANIFEST
+        path = folder / named(MANIFEST, part)
         try:
             about = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
@@ -121,11 +156,20 @@ class Manifest:
             shards = {one["number"]: Shard(**one) for one in about["shards"]}
             if any(os.path.basename(shard.file) != shard.file for shard in shards.values()):
                 raise ValueError("a shard lies in another folder")
-            return cls(dict(about["maker"]), about["shard_rows"], about["format"], shards, about["complete"])
+            if part and tuple(about["part"]) != part:
+                raise ValueError(f"it is of the part {about['part']}")
+            of_part = (part, about["images"], about["ids"]) if part else ()
+            return cls(dict(about["maker"]), about["shard_rows"], about["format"], shards, about["complete"], *of_part)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, MismatchError):
                 raise
             raise MismatchError(f"{str(path)!r} is no manifest of outclass ({error}); name a new folder") from error
+
+    def differs(self, now: Manifest) -> list[str]:
+        """What would make other verdicts; empty where nothing would."""
+        was_made = {**self.maker, "shard rows": self.shard_rows, "format": self.format}
+        made_now = {**now.maker, "shard rows": now.shard_rows, "format": now.format}
+        return list(differences(was_made, made_now))
 
     def check(self, now: Manifest, folder: Path) -> None:
         """Refuse to go on with what would make other verdicts.
@@ -133,9 +177,7 @@ class Manifest:
         Raises:
             MismatchError: it would; all that differs is named.
         """
-        was_made = {**self.maker, "shard rows": self.shard_rows, "format": self.format}
-        made_now = {**now.maker, "shard rows": now.shard_rows, "format": now.format}
-        if others := list(_differences(was_made, made_now)):
+        if others := self.differs(now):
             raise MismatchError(
                 f"the shards in {str(folder)!r} were begun otherwise: {'; '.join(others)}. Run the command that began "
                 "them, or name a new folder"
@@ -149,6 +191,14 @@ class Ids:
         self.n = 0
         self.first = self.last = ""
         self._hasher = hashlib.blake2b(digest_size=HASH_BYTES)
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> Ids:
+        """Those that come by now."""
+        all_of = cls()
+        for id_ in ids:
+            all_of.add(id_)
+        return all_of
 
     def add(self, id: str) -> None:
         """Take the next one."""
@@ -176,6 +226,36 @@ class Ids:
             )
 
 
+class Whole:
+    """All ids of a source, by those of its shards in order: how many, and one hash."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._hasher = hashlib.blake2b(digest_size=HASH_BYTES)
+
+    def add(self, images: int, ids: str) -> None:
+        """Take the next shard: how many images, and the hash of their ids."""
+        self.images += images
+        self._hasher.update(bytes.fromhex(ids))
+
+    @property
+    def ids(self) -> str:
+        """The hash of all so far, 32 hex digits."""
+        return self._hasher.hexdigest()
+
+
+def named(name: str, part: Part | None) -> str:
+    """A file's name, of a part where it is one of several: ``summary.json``, ``summary-2-of-8.json``."""
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{part[0]}-of-{part[1]}{dot}{suffix}" if part else name
+
+
+def parts_in(folder: Path) -> list[Part]:
+    """The parts of a scan that have a manifest in a folder, by their number."""
+    found = [OF_PART.fullmatch(path.name) for path in folder.glob("manifest-*")]
+    return sorted((int(one[1]), int(one[2])) for one in found if one)
+
+
 def changed(how: str) -> MismatchError:
     """What is said of a source that is not what it was."""
     return MismatchError(
@@ -184,11 +264,29 @@ def changed(how: str) -> MismatchError:
     )
 
 
-def maker_of(guard: Guard, source: Source) -> dict[str, Any]:
-    """Whatever the verdicts of a source depend on, as plain JSON; long things by their hash."""
+def as_before(more: bool, at: int, images: int, complete: bool) -> bool:
+    """``more`` again, where that fits to what is known.
+
+    Args:
+        more: the source has an image at this place.
+        at: the place.
+        images: that it is known to have had.
+        complete: it had no more.
+
+    Raises:
+        MismatchError: it has more now, or fewer.
+    """
+    if more and complete and at >= images:
+        raise changed(f"it had {images:,} images, now it has more")
+    if not more and at < images:
+        raise changed(f"it had {images:,} images or more, now it has fewer")
+    return more
+
+
+def scorer_of(guard: Guard) -> dict[str, Any]:
+    """Whatever the scores and labels of an image depend on, as plain JSON; long things by their hash."""
     judge, info = guard.judge, guard.encoder.info
-    words, threshold, classes = judge.negatives, judge.threshold, judge.class_set
-    root = source.root if "://" in source.root or not source.root else os.path.abspath(source.root)
+    words, classes = judge.negatives, judge.class_set
     about = {
         "outclass": __version__,
         "encoder": {"name": info.name, "fingerprint": info.fingerprint, "precision": info.precision},
@@ -199,6 +297,16 @@ def maker_of(guard: Guard, source: Source) -> dict[str, Any]:
         "detector": {"name": judge.detector.info.name, "params": judge.detector.params},
         "learned from images": _hash({}, judge.detector.state()) if judge.learns and judge.ready else None,
         "negatives": words and {"source": words.source, "words": len(words.names), "hash": _hash(words.names, {})},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
+    return plain
+
+
+def maker_of(guard: Guard, source: Source) -> dict[str, Any]:
+    """Whatever the verdicts of a source depend on, as plain JSON; long things by their hash."""
+    judge, threshold = guard.judge, guard.judge.threshold
+    root = source.root if "://" in source.root or not source.root else os.path.abspath(source.root)
+    about = scorer_of(guard) | {
         "threshold": threshold and asdict(threshold),
         "calibration": _hash(*judge.calibrated.state()) if judge.calibrated else None,
         "max_pixels": guard._reader.max_pixels,
@@ -206,7 +314,7 @@ def maker_of(guard: Guard, source: Source) -> dict[str, Any]:
         "fps": getattr(source, "fps", None),
         "column": getattr(source, "column", None),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
+    plain: dict[str, Any] = json.loads(json.dumps(about))
     return plain
 
 
@@ -233,17 +341,22 @@ def _line(one: ClassName) -> str:
     )
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any], where: str = "") -> Iterator[str]:
+def differences(was: dict[str, Any], now: dict[str, Any], where: str = "") -> Iterator[str]:
+    """What differs between two makers, in words."""
     for key in was | now:
         before, after = was.get(key), now.get(key)
         if before == after:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{where}{key} ")
+            yield from differences(before, after, f"{where}{key} ")
             continue
         if isinstance(before, list) and isinstance(after, list):  # what is only in the one or the other
             lost, added = [one for one in before if one not in after], [one for one in after if one not in before]
             before, after = (lost, added) if lost or added else (before, after)
+        if isinstance(before, str) and isinstance(after, str) and max(len(before), len(after)) > SHOWN:
+            shared = len(os.path.commonprefix([before, after]))  # noqa: RUF071 (of letters)
+            alike = max(0, shared - SHOWN // 2)  # the difference is to be seen
+            before, after = (f"{'…' if alike else ''}{text[alike:]}" for text in (before, after))
         yield f"{where}{key} {_short(before)}, now {_short(after)}"
 
 

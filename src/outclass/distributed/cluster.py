@@ -1,0 +1,249 @@
+"""A Ray to work on: a private one on this machine, or one that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from outclass import __version__
+from outclass.errors import MissingExtraError, OutclassError, UsageError
+from outclass.images.loader import usable_cores
+
+LOCAL = "local"
+
+STORE = 112 << 20  # bytes of shared memory of a private Ray: some chunks of pixels
+ANSWER = 60.0  # seconds within which a node must say something, and a new session must stand
+SAID = 300  # signs of what Ray says of an error
+SHORT = 40  # signs of a folder for sockets, whose whole path may have 107
+
+FRUGAL = {
+    "MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576",
+    "ARROW_DEFAULT_MEMORY_POOL": "system", "RAY_num_workers_soft_limit": "1",
+}  # fmt: skip
+KNOCK = 10.0  # seconds
+NO_CLUSTER = "no Ray cluster answers at {!r}"
+START = "Start one, ray start --head, or name 'local' for a private one on this machine"
+
+log = logging.getLogger("outclass")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to work with.
+
+    Attributes:
+        nodes: CPUs of each node that has any.
+        gpus: of all nodes.
+        here: id of the node that this process runs on.
+    """
+
+    nodes: tuple[float, ...]
+    gpus: float
+    here: str
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(self.nodes)
+
+
+@contextlib.contextmanager
+def cluster(address: str = LOCAL) -> Iterator[Cluster]:
+    """A Ray for the length of the block.
+
+    Args:
+        address: ``local`` starts a private one on this machine, on the cores this process may use, and ends it after
+            the block. ``auto`` or ``HOST:PORT`` is a cluster of which this machine is a node.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: nothing answers there, this process is connected to another one, or a node lacks this version of
+            outclass.
+        OutclassError: there is no CPU, or none that becomes free.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray", "--ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry, ours or another's
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice of every worker
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or it writes to stderr, past Python
+    if address == LOCAL:  # what a process needed for one image is given back, not kept for the next one
+        for name, value in FRUGAL.items():
+            os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ray
+        import ray.data
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised; it need not be said twice
+    if ray.is_initialized():  # by whoever calls us from Python: it stays theirs
+        yield _look(ray)
+        return
+    folder = _short_folder() if address == LOCAL else None
+    _give_back()
+    try:
+        with _own_signals(), _hushed():
+            _connect(ray, address, folder)
+        found = _look(ray)
+        if address != LOCAL:
+            _check_nodes(ray)
+        yield found
+    finally:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(ray: Any, address: str, folder: str | None) -> None:
+    if not folder and address != "auto":
+        _knock(address)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    try:
+        if folder:
+            ray.init(
+                LOCAL, num_cpus=usable_cores(), include_dashboard=False, object_store_memory=STORE, _temp_dir=folder,
+                **quiet,
+            )  # fmt: skip
+        else:
+            ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError, TimeoutError) as error:  # ConnectionError is an OSError
+        if folder:
+            raise OutclassError(f"no private Ray could be started: {error}") from error
+        raise UsageError(f"{NO_CLUSTER.format(address)}: {_said(error)}. {START}") from error
+
+
+def _knock(address: str) -> None:
+    """Ray itself would wait two minutes and then end the process.
+
+    Raises:
+        UsageError: nobody listens there, or it is no such address.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        raise UsageError(
+            f"--ray takes {LOCAL!r}, 'auto' or HOST:PORT, got {address!r}; a cluster that is reached by ray:// is used "
+            "from one of its nodes"
+        )
+    try:
+        socket.create_connection((host, int(port)), KNOCK).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"{NO_CLUSTER.format(address)}: {_said(error)}. {START}") from error
+
+
+def _look(ray: Any) -> Cluster:
+    nodes = tuple(
+        float(node["Resources"]["CPU"]) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    )
+    if not nodes:
+        raise OutclassError("this Ray cluster has no CPU on any node, so nothing can run; add a node: ray start")
+    return Cluster(nodes, float(ray.cluster_resources().get("GPU", 0)), ray.get_runtime_context().get_node_id())
+
+
+def _check_nodes(ray: Any) -> None:
+    """Ask every node which outclass it has; one that is busy for a minute is passed over, but not all of them.
+
+    Raises:
+        UsageError: another version somewhere, or none.
+        OutclassError: no node has a CPU free.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def version() -> tuple[str, str]:
+        try:
+            import outclass
+        except ImportError:
+            return "none", sys.version.split()[0]
+        return outclass.__version__, sys.version.split()[0]
+
+    asked = {
+        ray.remote(version)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0)
+        .remote(): node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    }
+    answered, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+    for task in waiting:
+        ray.cancel(task, force=True)
+    if not answered:
+        raise OutclassError(
+            f"none of the {len(asked)} nodes of this Ray cluster had a CPU free within {ANSWER:.0f} s: wait until its "
+            "other work is done, or add nodes (ray status shows what is in use)"
+        )
+    for task in answered:
+        try:
+            theirs, python = ray.get(task)
+        except ray.exceptions.RayError as error:
+            raise UsageError(f"the node {asked[task]} cannot run outclass: {_said(error)}") from None
+        if theirs != __version__:
+            raise UsageError(
+                f"the node {asked[task]} has outclass {theirs} (Python {python}), here it is {__version__}: install "
+                f'the same version on every node, pip install "outclass[ray]=={__version__}"'
+            )
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts handlers of its own where a command has put some to end cleanly; those are put back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray's native part says at its start, on stderr, how much it will say; that is shown where the start fails."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as told:
+        os.dup2(told.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(before, 2)
+            told.seek(0)
+            log.info("%s", told.read().decode("utf-8", "replace"))
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _give_back() -> None:
+    """Memory that is free within this process, to the others: what a guard is made with is half of what it takes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or another libc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:SAID]
+
+
+def _short_folder() -> str:
+    """A new folder for sockets, logs and what does not fit into memory."""
+    base = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="outclass-ray-", dir=base if len(base) <= SHORT - 22 else "/tmp")
