@@ -198,6 +198,19 @@ def test_where_files_cannot_be_linked_they_are_copied(many, tmp_path, monkeypatc
     assert (tmp_path / "whole" / "verdicts-00000.csv").stat().st_nlink == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links")
+def test_parts_of_symbolic_links_are_merged_as_what_they_lead_to(many, tmp_path):
+    for i in (1, 2):
+        scan_to(fresh(), many, tmp_path / f"part{i}", 5, part=(i, 2))
+        (tmp_path / f"links{i}").mkdir()
+        for path in (tmp_path / f"part{i}").iterdir():
+            (tmp_path / f"links{i}" / path.name).symlink_to(f"../part{i}/{path.name}")
+    merge([tmp_path / "links1", tmp_path / "links2"], tmp_path / "deep" / "whole", report=False)
+    scan_to(fresh(), many, tmp_path / "one", 5)
+    assert timeless(tmp_path / "deep" / "whole") == timeless(tmp_path / "one")
+    assert not any(path.is_symlink() for path in (tmp_path / "deep" / "whole").iterdir())
+
+
 def test_a_merged_scan_goes_on_as_any_scan_in_shards(many, tmp_path):
     for i in (1, 2):
         scan_to(fresh(), many, tmp_path / "out", 5, part=(i, 2))

@@ -203,7 +203,10 @@ def test_what_waits_is_bounded_and_taken_at_the_end(guard, caplog):
     for _ in range(WAITING):
         drift.add(served.version, verdicts)
     assert len(drift._waiting) == WAITING
+    assert not drift.behind
     drift.add(served.version, verdicts)
+    assert drift.behind
+    drift.catch_up()
     assert not drift._waiting, "the sender helps"
     drift.add(served.version, verdicts)
     made.service.close(5)
@@ -248,6 +251,35 @@ def test_an_answer_waits_for_no_monitor(guard):
         assert state(session)["images"] == 2
 
 
+def test_a_sender_that_helps_keeps_nobody_else_waiting(guard, monkeypatch):
+    monkeypatch.setattr("outclass.serve.drift.WAITING", 0)
+    made = setting(guard)
+    with client_of(made) as session:
+        free, locked = threading.Event(), threading.Event()
+
+        def hold():
+            with made.service.drift._lock:
+                locked.set()
+                free.wait(30)
+
+        threads = [threading.Thread(target=hold), threading.Thread(target=check, args=(session, *USUAL))]
+        threads[0].start()
+        locked.wait(30)
+        try:
+            threads[1].start()
+            until = time.monotonic() + 20
+            while not made.service.drift.behind:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert within(10, lambda: session.get("/healthz")).status_code == 200
+            assert threads[1].is_alive(), "it brought one too many"
+        finally:
+            free.set()
+            for one in threads:
+                one.join()
+        assert state(session)["images"] == 2
+
+
 def client_of(made):
     from starlette.testclient import TestClient
 
@@ -257,14 +289,14 @@ def client_of(made):
 def test_a_follower_that_fails_goes_on(guard, caplog, monkeypatch):
     made = setting(guard)
     drift, served = made.service.drift, made.service.served
-    real = drift._catch_up
-    monkeypatch.setattr(drift, "_catch_up", lambda: 1 / 0)
+    real = drift.catch_up
+    monkeypatch.setattr(drift, "catch_up", lambda: 1 / 0)
     drift.add(served.version, [])
     until = time.monotonic() + 10
     while "following the verdicts failed" not in caplog.text:
         assert time.monotonic() < until
         time.sleep(0.01)
-    monkeypatch.setattr(drift, "_catch_up", real)
+    monkeypatch.setattr(drift, "catch_up", real)
     drift.add(served.version, list(served.judge.verdicts(_features(made.service, "a.png"))))
     while not (drift._monitor and drift._monitor.images):
         assert time.monotonic() < until

@@ -103,6 +103,7 @@ def test_without_drift_there_is_no_monitor(photos, tmp_path):
     ("options", "kind", "said"),
     [
         (["--drift"], UsageError, "--drift needs --watch: what lies in a folder is judged by name"),
+        (["--drift"], UsageError, "outclass eval compares two folders"),
         (["--alarm-command", PROGRAM], UsageError, "--alarm-command needs --watch --drift"),
         (["--watch", "--alarm-command", PROGRAM], UsageError, "--alarm-command needs --watch --drift"),
         (["--watch", "--drift", "--alarm-command", "no-such-program"], UsageError, "names no program"),

@@ -173,9 +173,15 @@ def evaluate(
     if is_scan(id):
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         others: dict[str, Any] = {"--few-shot": few_shot, "--classes": classes, "--fit": fit, "--scores": scores}
-        others |= apart | {"--seen": seen, "--detectors": detectors != "all"}
+        others |= apart | {"--seen": seen, "--detectors": detectors != "all", "--encoder": encoder != "lite"}
+        others |= {"--negatives": negatives, "--template": templates}
         measure_scans(id, ood, out, quiet, others, lambda: about_run(started, clock))
         return
+    if scans := [folder for folder in ood if is_scan(folder)]:
+        raise UsageError(
+            f"{scans[0]!r} holds the verdicts of a scan, and --id is no such folder: give --ood images, or scan the ID "
+            "images with the same guard, outclass scan IMAGES -o DIR, and name that"
+        )
     own = own_scores(scores or [])
     check_show(show, detectors, [*own, *(["ensemble"] if ensemble else [])])
     if out is not None:

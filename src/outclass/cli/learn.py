@@ -236,8 +236,11 @@ def calibrate(
     target = _check_out(out or guard_file)
     of_parts = tiles is not None or boxes is not None
     if is_scan(known):
-        asked = {"--ood": ood, "--goal": goal, "--share": share, "--cost-miss": cost_miss, "--cost-alarm": cost_alarm}
-        asked |= {"--tiles or --boxes": of_parts, "--classes": classes}
+        asked: dict[str, Any] = {"--ood": ood, "--goal": goal, "--share": share, "--classes": classes}
+        asked |= {"--cost-miss": cost_miss, "--cost-alarm": cost_alarm}
+        asked |= {"--tiles or --boxes": of_parts, "--tile-score": tile_score}
+        asked |= {"--encoder": encoder != "lite", "--detector": detector, "--negatives": negatives}
+        asked |= {"--template": templates}
         _calibrate_on_scan(known, guard_file, target, false_alarm_rate, confidence, by_class, threads, quiet, asked)
         return
     check_parts(of_parts, tile_score, (ood, goal, share, cost_miss, cost_alarm, by_class or None))

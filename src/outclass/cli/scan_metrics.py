@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def measure_scans(
             "with the same guard, outclass scan IMAGES -o DIR, or give --id images"
         )
     found = measure_folders(id, ood)
-    names = [Path(folder).name for folder in found.rows]
+    names = [os.path.basename(os.path.abspath(folder)) for folder in found.rows]
     names = names if len(set(names)) == len(names) else list(found.rows)
     empty = dict.fromkeys(set(COLUMNS[2:]) - set(Metrics.__slots__))
     rows = [Row.of(found.detector, name, one, **empty) for name, one in zip(names, found.rows.values(), strict=True)]

@@ -107,7 +107,7 @@ def drift_hook(watch: bool, drift: bool, command: str | None) -> Hook | None:
         raise UsageError(
             "--drift needs --watch: what lies in a folder is judged by name, and an order that has to do with what "
             "images show looks like drift. Where yours has not, outclass.monitor.Monitor takes the verdicts, see "
-            "docs/drift.md; outclass evaluate compares two folders"
+            "docs/drift.md; outclass eval compares two folders"
         )
     if command is None:
         return None

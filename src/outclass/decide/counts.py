@@ -100,8 +100,10 @@ class Counts:
     def auroc(self) -> float:
         """Share of pairs in which the OOD image scores higher, ties one half."""
         # twice the pairs won, in whole numbers: exact
-        wins = np.diff(self.id_kept) @ (2 * self.n_ood - self.ood_missed[1:] - self.ood_missed[:-1])
-        return int(wins) / (2 * self.n_id * self.n_ood)
+        pairs = 2 * self.n_id * self.n_ood
+        whole = np.int64 if pairs < 1 << 63 else object  # of billions of images on either side: Python's
+        of_id, below = (np.asarray(one, whole) for one in (np.diff(self.id_kept), self.ood_missed))
+        return int(of_id @ (2 * self.n_ood - below[1:] - below[:-1])) / pairs
 
     def aupr_in(self) -> float:
         """Average precision, ID positive."""

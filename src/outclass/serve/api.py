@@ -108,6 +108,8 @@ def _add_judging(app: FastAPI, service: Service, metrics: Metrics) -> None:
         verdicts = [verdict for verdict, _ in said]
         metrics.verdicts(verdicts)
         service.drift.add(served.version, verdicts)
+        if service.drift.behind:  # not here: all other requests would wait, too
+            await asyncio.to_thread(service.drift.catch_up)
         rows = [verdict.to_dict() | {"sha256": sha256, "version": served.version} for verdict, sha256 in said]
         return JSONResponse({"version": served.version, "verdicts": rows})
 

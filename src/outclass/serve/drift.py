@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("outclass")
 
-WAITING = 1000  # answers whose verdicts may wait; whoever brings one more helps to take them
+WAITING = 1000  # answers whose verdicts may wait; whoever brings one more waits until they are taken
 
 
 class Drift:
@@ -50,10 +50,12 @@ class Drift:
             verdicts: in the order of the answer.
         """
         self._waiting.append((version, verdicts))
-        if len(self._waiting) > WAITING:
-            self._catch_up()
-        else:
-            self._bell.set()
+        self._bell.set()
+
+    @property
+    def behind(self) -> bool:
+        """More answers wait than may: whoever brought the last one is to ``catch_up``, where nobody waits for it."""
+        return len(self._waiting) > WAITING
 
     def state(self, private: bool = False) -> dict[str, Any]:
         """What ``Monitor.state`` says, after all verdicts so far, with ``version`` and ``since`` (Unix time).
@@ -62,13 +64,13 @@ class Drift:
             private: with ``new``, which tells of single images of other clients, their ids among it; else that is None.
         """
         with self._lock:
-            now = self._catch_up().state()
+            now = self.catch_up().state()
             return {"version": self._version, "since": self._since} | now | ({} if private else {"new": None})
 
     def restart(self) -> None:
         """Begin anew, once an alarm was looked into; the verdicts so far are forgotten."""
         with self._lock:
-            self._catch_up().restart()
+            self.catch_up().restart()
             self._since = time.time()
             log.info("drift: begun anew by request, version %s", self._version)
 
@@ -78,19 +80,9 @@ class Drift:
         self._bell.set()
         self._thread.join(1)
         if self._waiting:
-            self._catch_up()
+            self.catch_up()
 
-    def _follow(self) -> None:
-        while not self._closed:
-            self._bell.wait()
-            self._bell.clear()
-            try:
-                if self._waiting:
-                    self._catch_up()
-            except Exception:  # a thread that ends would follow nothing any more
-                log.exception("following the verdicts failed")
-
-    def _catch_up(self) -> Monitor:
+    def catch_up(self) -> Monitor:
         """Take all that waits; the monitor of what is served."""
         with self._lock:
             while self._waiting:
@@ -101,6 +93,16 @@ class Drift:
                 for alarm in monitor.update(verdicts):
                     log.warning("%s", "; ".join([f"version {version}: {alarm.text}", *alarm.details()]))
             return self._current()
+
+    def _follow(self) -> None:
+        while not self._closed:
+            self._bell.wait()
+            self._bell.clear()
+            try:
+                if self._waiting:
+                    self.catch_up()
+            except Exception:  # a thread that ends would follow nothing any more
+                log.exception("following the verdicts failed")
 
     def _current(self) -> Monitor:
         served = self._served()

@@ -223,7 +223,7 @@ def _bring(source: Path, target: Path) -> None:
     """A shard's file under its name in another folder, whole or not at all: linked, else copied."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)  # the file: a symbolic link may lead nowhere from there
         os.replace(temporary, target)
     except OSError:
         with contextlib.suppress(OSError):

@@ -10,10 +10,11 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,12 @@ from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.counts import Counts
 from outclass.decide.metrics import Metrics, measure_counts
 from outclass.decide.tally import Tally
-from outclass.errors import MismatchError
+from outclass.errors import MismatchError, UsageError
 from outclass.guard import Guard
 from outclass.images.sources import Folder
 from outclass.learning import Learned
-from outclass.report.outputs import check_format
-from outclass.shards.manifest import differences, scorer_of
+from outclass.report.outputs import VERDICTS, Format, check_format
+from outclass.shards.manifest import MANIFEST, OF_PART, differences, scorer_of
 from outclass.shards.reading import verdict_files
 
 log = logging.getLogger("outclass")
@@ -35,6 +36,7 @@ log = logging.getLogger("outclass")
 AT_ONCE = 1 << 22  # rows held before they are tallied
 ROWS = 1 << 16  # read from a file at a time
 SCORER = "scorer"  # the key in summary.json
+OF_SCAN = re.compile(rf"{OF_PART.pattern}|{VERDICTS}(-\d+)?\.({'|'.join(get_args(Format))})")
 
 Rows: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]
 Codes: TypeAlias = dict[str | None, int]
@@ -86,7 +88,7 @@ def read_scores(folder: str | os.PathLike[str], by_label: bool = False) -> Folde
         UsageError: there are no verdicts, or the parts of a scan that are not merged.
         MismatchError: the scan is not finished, a file is damaged, or nothing says which guard gave the scores.
     """
-    files, scorer = _files(Path(folder))
+    files, scorer, said = _files(Path(folder))
     codes: Codes = {}
     tallies: dict[int, Tally] = {}
     failed, held, waiting = 0, 0, []
@@ -99,16 +101,30 @@ def read_scores(folder: str | os.PathLike[str], by_label: bool = False) -> Folde
                 held, waiting = 0, []
     failed += _tally(waiting, tallies, by_label)
     apart = {label: tallies[code] for label, code in codes.items() if label and code in tallies} if by_label else None
-    return FolderScores(Tally.merge(tallies.values()), apart, failed, scorer, os.fspath(folder))
+    whole = Tally.merge(tallies.values())
+    if said is not None and said != (found := (whole.n + failed, failed)):
+        raise MismatchError(
+            f"the verdicts in {os.fspath(folder)!r} are not those that summary.json speaks of: {found[0]:,} images, "
+            f"{found[1]:,} of them unread, instead of {said[0]:,} and {said[1]:,}; scan again into a new folder"
+        )
+    return FolderScores(whole, apart, failed, scorer, os.fspath(folder))
 
 
 def is_scan(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder of verdicts, of a scan or of parts of one, and none of images, too."""
+    """Whether it is a folder of verdicts, of a scan or of parts of one, and none of images, too.
+
+    Where it holds both it is one of images, and a warning says so.
+    """
     folder = Path(path)
-    names = ("manifest.json", "manifest-*-of-*.json", "verdicts.*")
-    if "://" in os.fspath(path) or not folder.is_dir() or not any(any(folder.glob(name)) for name in names):
+    if "://" in os.fspath(path) or not folder.is_dir() or not _holds_verdicts(folder):
         return False
-    return next(iter(Folder(folder)), None) is None
+    image = next(iter(Folder(folder)), None)
+    if image is not None:
+        log.warning(
+            "%r holds the verdicts of a scan and images, such as %s: the images are taken. Where the verdicts are "
+            "meant, move the images elsewhere", os.fspath(path), image.id,
+        )  # fmt: skip
+    return image is None
 
 
 def calibrate_on(
@@ -143,6 +159,11 @@ def calibrate_on(
     judge.check_ready()
     found = read_scores(folder, by_class)
     found.check(scorer_of(guard), "this guard")
+    if not found.all.n:
+        raise UsageError(
+            f"no image in {found.folder!r} has a score, of {found.failed:,} there: it takes the scan of ID images that "
+            "can be read"
+        )
     scores, predicted = found.all.expand(), np.zeros(found.all.n, np.intp)
     if found.by_label:
         parts = [found.by_label.get(name, Tally.of([])).expand() for name in judge.names]
@@ -198,8 +219,21 @@ def measure_folders(known: str | os.PathLike[str], unknown: Iterable[str | os.Pa
     return ScanMetrics(of_id.scorer["detector"]["name"], rows, failed)
 
 
-def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any]]:
-    """The files with verdicts, each checked when its turn comes, and what their scores depend on."""
+def _holds_verdicts(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:  # a million images are listed once
+            if any(OF_SCAN.fullmatch(entry.name) for entry in entries):
+                return True
+        # of a scan of nothing; others call files so, too
+        return "shard_rows" in json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any], tuple[int, int] | None]:
+    """The files with verdicts, each checked when its turn comes; what their scores depend on; and of a file without a
+    hash the images and unread images that it is to hold.
+    """
     manifest, files = verdict_files(folder)
     if manifest is not None:
         if not manifest.complete:
@@ -207,15 +241,16 @@ def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any]]:
                 f"the scan in {str(folder)!r} is not finished: {manifest.rows:,} rows so far; run the command that "
                 "began it again, and it goes on"
             )
-        return files, manifest.scorer
+        return files, manifest.scorer, None
     try:
-        scorer = json.loads((folder / "summary.json").read_text("utf-8"))[SCORER]
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        scorer, said = dict(summary[SCORER]), (int(summary["images"]), int(summary["failed"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise MismatchError(
             f"nothing in {str(folder)!r} says which guard gave the scores: summary.json is missing, of an older "
             "outclass or of a scan by tiles; scan again into a new folder"
         ) from None
-    return files, dict(scorer)
+    return files, scorer, said
 
 
 def _tally(waiting: list[Rows], tallies: dict[int, Tally], by_label: bool) -> int:
@@ -225,6 +260,8 @@ def _tally(waiting: list[Rows], tallies: dict[int, Tally], by_label: bool) -> in
     scores, codes = (np.concatenate(column) for column in zip(*waiting, strict=True))
     read = ~np.isnan(scores)
     failed = len(read) - int(read.sum())
+    if failed == len(read):
+        return failed
     scores, codes = scores[read], codes[read] if by_label else np.zeros(len(read) - failed, np.intp)
     order = np.argsort(codes, kind="stable")
     found, starts = np.unique(codes[order], return_index=True)
@@ -246,7 +283,7 @@ def _rows(path: Path, codes: Codes) -> Iterator[Rows]:
 def _csv_rows(path: Path, codes: Codes) -> Iterator[Rows]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
-        head = next(reader)
+        head = next(reader, [])  # an empty file has none
         score, label = head.index("ood_score"), head.index("label")
         while lines := list(itertools.islice(reader, ROWS)):
             yield _coded([line[score] or None for line in lines], [line[label] or None for line in lines], codes)
