@@ -17,11 +17,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from outclass import __version__
 from outclass.errors import MissingExtraError, OutclassError, UsageError
 from outclass.images.loader import usable_cores
+from outclass.index.lock import only_writer
 
 LOCAL = "local"
 
@@ -80,6 +82,7 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no telemetry, ours or another's
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a notice of every worker
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")  # so long a killed scan holds its share
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or it writes to stderr, past Python
     if address == LOCAL:  # what a process needed for one image is given back, not kept for the next one
         for name, value in FRUGAL.items():
@@ -94,20 +97,18 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
     if ray.is_initialized():  # by whoever calls us from Python: it stays theirs
         yield _look(ray)
         return
-    folder = _short_folder() if address == LOCAL else None
     _give_back()
-    try:
-        with _own_signals(), _hushed():
-            _connect(ray, address, folder)
-        found = _look(ray)
-        if address != LOCAL:
-            _check_nodes(ray)
-        yield found
-    finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+    with own_folder() if address == LOCAL else contextlib.nullcontext() as folder:
+        try:
+            with _own_signals(), _hushed():
+                _connect(ray, address, folder)
+            found = _look(ray)
+            if address != LOCAL:
+                _check_nodes(ray)
+            yield found
+        finally:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
 
 
 def _connect(ray: Any, address: str, folder: str | None) -> None:
@@ -122,7 +123,7 @@ def _connect(ray: Any, address: str, folder: str | None) -> None:
             )  # fmt: skip
         else:
             ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError, TimeoutError) as error:  # ConnectionError is an OSError
+    except Exception as error:  # Ray raises nearly anything, plain Exception where a node is slow to stand
         if folder:
             raise OutclassError(f"no private Ray could be started: {error}") from error
         raise UsageError(f"{NO_CLUSTER.format(address)}: {_said(error)}. {START}") from error
@@ -156,7 +157,7 @@ def _look(ray: Any) -> Cluster:
 
 
 def _check_nodes(ray: Any) -> None:
-    """Ask every node which outclass it has; one that is busy for a minute is passed over, but not all of them.
+    """Ask every node which outclass it has; one that is busy for a minute, or lost, is passed over, but not all.
 
     Raises:
         UsageError: another version somewhere, or none.
@@ -181,14 +182,16 @@ def _check_nodes(ray: Any) -> None:
     answered, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
     for task in waiting:
         ray.cancel(task, force=True)
-    if not answered:
-        raise OutclassError(
-            f"none of the {len(asked)} nodes of this Ray cluster had a CPU free within {ANSWER:.0f} s: wait until its "
-            "other work is done, or add nodes (ray status shows what is in use)"
-        )
+    passed = 0
     for task in answered:
         try:
             theirs, python = ray.get(task)
+        except (
+            ray.exceptions.TaskUnschedulableError,  # the node has just been lost, which Ray knows only after a while
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.WorkerCrashedError,
+        ):
+            continue
         except ray.exceptions.RayError as error:
             raise UsageError(f"the node {asked[task]} cannot run outclass: {_said(error)}") from None
         if theirs != __version__:
@@ -196,21 +199,35 @@ def _check_nodes(ray: Any) -> None:
                 f"the node {asked[task]} has outclass {theirs} (Python {python}), here it is {__version__}: install "
                 f'the same version on every node, pip install "outclass[ray]=={__version__}"'
             )
+        passed += 1
+    if not passed:
+        raise OutclassError(
+            f"none of the {len(asked)} nodes of this Ray cluster had a CPU free within {ANSWER:.0f} s: wait until its "
+            "other work is done, or add nodes (ray status shows what is in use)"
+        )
 
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray puts handlers of its own where a command has put some to end cleanly; those are put back."""
+    """Signals wait for the end of the block, in which Ray would end the process on the spot, and then find the handlers
+    of before: Ray puts its own where a command has put some to end cleanly.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
@@ -243,7 +260,17 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:SAID]
 
 
-def _short_folder() -> str:
-    """A new folder for sockets, logs and what does not fit into memory."""
-    base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="outclass-ray-", dir=base if len(base) <= SHORT - 22 else "/tmp")
+@contextlib.contextmanager
+def own_folder() -> Iterator[str]:
+    """A new folder for sockets, logs and what does not fit into memory; those of runs that were killed are removed."""
+    temporary = tempfile.gettempdir()
+    base = Path(temporary if len(temporary) <= SHORT - 22 else "/tmp")
+    for left in base.glob("outclass-ray-*/.run.lock"):
+        with contextlib.suppress(UsageError), only_writer(left.with_name("run")):  # or it runs, or is another user's
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix="outclass-ray-", dir=base)
+    try:
+        with only_writer(Path(folder) / "run"):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -39,6 +39,7 @@ SILENCE = 600.0  # seconds without any progress after which a cluster is given u
 SOME = 4  # messages between two looks at the gate
 GATE_WAIT = 0.05  # seconds until the lister looks again
 CORES = 4.0  # that one actor is to keep busy, together with the tasks that read for it
+KEPT_OF_BLOCKS = "_output_blocks_stats"  # of an operator of Ray Data
 CHUNK_BYTES = 16 << 20  # of images that travel with their message
 
 
@@ -103,11 +104,13 @@ def stream(
         OutclassError: so many workers were lost, or nothing moved for so long, that Ray gave up.
     """
     import ray
+    from ray.data.exceptions import ExecutionTimeoutError
 
     gate = _Gate(max(FEWEST_AHEAD, int(AHEAD * found.cpus)))
     arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
     home = os.getcwd()
-    context = ray.data.DataContext.get_current().copy()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fields that are only copied
+        context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # byte: every message leaves on its own, and at once
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
@@ -116,6 +119,7 @@ def stream(
     context.raise_original_map_exception = True
     context.log_internal_stack_trace = False
     context.execution_no_progress_timeout_s = SILENCE
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _forgetful()]
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of how retries are bounded: Ray 2.64 will have no way
         source = _source(listed, home, gate)
@@ -129,8 +133,6 @@ def stream(
             compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            max_restarts=-1,
-            max_task_retries=TRIES,
             **whole,
         )
         blocks = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
@@ -142,7 +144,7 @@ def stream(
                 if message.kind == ERROR:
                     raise again(message.data)
                 yield message
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         if isinstance(error, ray.exceptions.RayTaskError):  # a fault of our own: its trace is wanted
             raise
         reason = " ".join(str(error).split())[:300]
@@ -216,6 +218,18 @@ class _Gate:
         from ray.experimental import internal_kv
 
         internal_kv._internal_kv_del(self._key)
+
+
+def _forgetful() -> type:
+    """A callback of Ray Data under which the driver forgets what it would keep of every block for its statistics."""
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Forgetful(ExecutionCallback):  # type: ignore[misc]
+        def on_execution_step(self, executor: Any) -> None:
+            for operator in executor._topology or ():
+                getattr(operator, KEPT_OF_BLOCKS, []).clear()  # 2 kB each, so 1 GB after ten million images
+
+    return Forgetful
 
 
 def _source(listed: Callable[[], Iterable[Message]], home: str, gate: _Gate) -> Any:
