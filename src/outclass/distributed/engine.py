@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 AHEAD = 4  # messages for each CPU that the lister may be ahead of the driver
 FEWEST_AHEAD = 16
-AT_ONCE = 64  # images a message: Ray Data hands out tasks ten times a second, so each must be worth a wait
+AT_ONCE = 192  # images a message: Ray Data hands out tasks ten times a second, so each must be worth a wait
 TRIES = 4  # of what a lost worker or node was doing
 SILENCE = 600.0  # seconds without any progress after which a cluster is given up
 SOME = 4  # messages between two looks at the gate
@@ -221,13 +221,19 @@ class _Gate:
 
 
 def _forgetful() -> type:
-    """A callback of Ray Data under which the driver forgets what it would keep of every block for its statistics."""
+    """A callback of Ray Data under which the driver forgets what it would keep of every block, 6 kB in all."""
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Forgetful(ExecutionCallback):  # type: ignore[misc]
         def on_execution_step(self, executor: Any) -> None:
             for operator in executor._topology or ():
-                getattr(operator, KEPT_OF_BLOCKS, []).clear()  # 2 kB each, so 1 GB after ten million images
+                getattr(operator, KEPT_OF_BLOCKS, []).clear()  # for statistics
+                queue: Any = getattr(operator, "_output_queue", None)
+                passed, places = getattr(queue, "_current_key", 0), getattr(queue, "_inner", {})
+                gone = [key for key in list(places) if key < passed]  # in order: an empty place for each
+                for key in gone:
+                    del places[key]
+                    getattr(queue, "_finalized_keys", set()).discard(key)
 
     return Forgetful
 
