@@ -9,8 +9,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from conftest import BLUE, GREEN, RED, encoded, picture, run, save_picture
 
@@ -22,6 +20,9 @@ from outclass.index.ledger import Ledger
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("lancedb")
+
+import pyarrow  # noqa: E402
+import pyarrow.parquet  # noqa: E402
 
 from outclass.distributed import cluster, index_to, indexing  # noqa: E402
 from outclass.distributed.messages import ITEMS, MADE, Message, pack  # noqa: E402
