@@ -57,6 +57,7 @@ def pytest_runtest_call(item):
             "pyarrow": "outclass[data]",
             "lancedb": "outclass[index]",
             "fastapi": "fastapi",
+            "ray": "outclass[ray]",
         }
         for package, said in said_of.items():
             if importlib.util.find_spec(package) is None and said in repr(error):
