@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import pickle
 import signal
 import sys
 import time
 import zipfile
 
+import psutil
 import pytest
 from conftest import BLUE, GREEN, RED, command, run, save_picture
 from holders import write_parquet, write_tar, write_zip
@@ -256,14 +259,32 @@ def as_numbers(items):
     return pyarrow.table({"n": [int(item.id) for item in items]})
 
 
-def test_a_fault_in_a_station_is_raised_and_not_tried_for_ever(ray_here):
-    def broken(items):
-        if items[0].id == "3":
-            raise ZeroDivisionError("a fault of ours")
-        return as_numbers(items)
+def test_a_fault_in_a_station_is_raised_and_ends_the_workers(ray_here, tmp_path):
+    at_work = tmp_path / "at-work"
 
-    with pytest.raises(ZeroDivisionError, match="a fault of ours"):
-        list(stream(ray_here, Pool.of(ray_here), numbers(5), broken, Doubling, (2,)))
+    class Busy(Doubling):
+        def __call__(self, table):
+            at_work.write_text(str(os.getpid()))
+            time.sleep(1)
+            return super().__call__(table)
+
+    def broken(items):
+        if items[0].id == "0":
+            return as_numbers(items)
+        while not at_work.exists():
+            time.sleep(0.05)
+        raise ZeroDivisionError("a fault of ours")
+
+    gc.disable()  # what the trace of an error refers to may stay for long
+    try:
+        with pytest.raises(ZeroDivisionError, match="a fault of ours"):
+            list(stream(ray_here, Pool.of(ray_here), numbers(5), broken, Busy, (2,)))
+        until = time.monotonic() + 20
+        while psutil.pid_exists(int(at_work.read_text())):  # and has what the next pipeline needs
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        gc.enable()
 
 
 def test_the_lister_does_not_run_away_from_a_slow_driver(ray_here, tmp_path):

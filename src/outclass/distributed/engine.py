@@ -106,7 +106,7 @@ def stream(
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    gate = _Gate(max(FEWEST_AHEAD, int(AHEAD * found.cpus)))
+    gate, actors = _Gate(max(FEWEST_AHEAD, int(AHEAD * found.cpus))), set[Any]()
     arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
     home = os.getcwd()
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fields that are only copied
@@ -119,7 +119,7 @@ def stream(
     context.raise_original_map_exception = True
     context.log_internal_stack_trace = False
     context.execution_no_progress_timeout_s = SILENCE
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _forgetful()]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _observer(actors)]
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of how retries are bounded: Ray 2.64 will have no way
         source = _source(listed, home, gate)
@@ -154,6 +154,9 @@ def stream(
         ) from error
     finally:
         del blocks, data  # ends the tasks
+        for actor in actors:
+            with contextlib.suppress(Exception):  # it is gone already, or so is Ray
+                ray.kill(actor)
         gate.close()
 
 
@@ -220,13 +223,20 @@ class _Gate:
         internal_kv._internal_kv_del(self._key)
 
 
-def _forgetful() -> type:
-    """A callback of Ray Data under which the driver forgets what it would keep of every block, 6 kB in all."""
+def _observer(actors: set[Any]) -> type:
+    """A callback of Ray Data under which the driver forgets what it would keep of every block, 6 kB in all.
+
+    Args:
+        actors: gets those of the pipeline. Ray Data ends them when nothing refers to them any more, but the trace of an
+            error may for long, and what they reserve is missing in the next pipeline.
+    """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-    class Forgetful(ExecutionCallback):  # type: ignore[misc]
+    class Observer(ExecutionCallback):  # type: ignore[misc]
         def on_execution_step(self, executor: Any) -> None:
             for operator in executor._topology or ():
+                pool = getattr(operator, "_actor_pool", None)
+                actors.update(getattr(pool, "_pending_actors", {}).values(), getattr(pool, "_running_actors", ()))
                 getattr(operator, KEPT_OF_BLOCKS, []).clear()  # for statistics
                 queue: Any = getattr(operator, "_output_queue", None)
                 passed, places = getattr(queue, "_current_key", 0), getattr(queue, "_inner", {})
@@ -235,7 +245,7 @@ def _forgetful() -> type:
                     del places[key]
                     getattr(queue, "_finalized_keys", set()).discard(key)
 
-    return Forgetful
+    return Observer
 
 
 def _source(listed: Callable[[], Iterable[Message]], home: str, gate: _Gate) -> Any:
