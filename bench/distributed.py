@@ -6,7 +6,7 @@ python bench/distributed.py --smoke    # a few: does it run?
 start     seconds until Ray stands, which is taken from the others
 first     seconds from there to the first verdict
 share     images/s of Ray / images/s of the plain scan, in turn on the same cores
-pss_mb    proportional set size of all processes of the session, the largest sample; in a round of its own
+pss_mb    proportional set size of all processes of the command, the largest sample
 driver    resident memory of the driver behind a lister of so many ids that stand for no image: everything but
           decoding and encoding, whose stations pass them on
 """
@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -45,16 +47,21 @@ def say(figure: str, **values: Any) -> None:
 
 
 class Memory(threading.Thread):
-    """Samples the proportional set size of this process and all below it, MB."""
+    """Samples the proportional set size of a process and all below it, MB."""
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
+        self.process = psutil.Process(pid)
         self.largest, self.by_name, self._done = 0.0, {}, threading.Event()  # type: ignore[var-annotated]
 
     def run(self) -> None:
         while not self._done.wait(1.0):
             found: dict[str, float] = {}
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                processes = [self.process, *self.process.children(recursive=True)]
+            except psutil.Error:
+                continue
+            for process in processes:
                 try:
                     name = " ".join(process.cmdline()[:1]).split("/")[-1][:40]
                     said = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
@@ -92,6 +99,19 @@ def on_ray(folder: Path) -> dict[str, float]:
             "start": start - begun, "first": times[0], "images_per_s": len(times) / times[-1],
             "steady_per_s": steady, "cpus": found.cpus,
         }  # fmt: skip
+
+
+def command_memory(folder: Path) -> Memory:
+    """What the command takes, from its start to its end."""
+    with tempfile.TemporaryDirectory() as out:
+        scan = ["-m", "outclass", "scan", str(folder), "--classes", CLASSES, "--ray", "local", "-o", out, "--quiet"]
+        command = subprocess.Popen([sys.executable, *scan], stdout=subprocess.DEVNULL)
+        memory = Memory(command.pid)
+        memory.start()
+        if command.wait():
+            raise SystemExit(f"the scan ended with {command.returncode}")
+        memory.stop()
+    return memory
 
 
 class Simulated(Source):
@@ -151,10 +171,7 @@ def main() -> None:
                 both.append((rate, figures))
                 share = {"share": figures["images_per_s"] / rate, "share_steady": figures["steady_per_s"] / rate}
                 say("round", n=count, plain=rate, **figures, **share)
-            memory = Memory()
-            memory.start()
-            on_ray(Path(name))
-            memory.stop()
+            memory = command_memory(Path(name))
             say("memory", n=count, pss_mb=memory.largest, by_name=memory.by_name)
             say(
                 "ray", n=count, cores=usable_cores(), plain=statistics.median(one for one, _ in both),

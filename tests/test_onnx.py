@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,13 @@ def test_a_file_that_the_card_was_not_written_for_is_refused(folder: Path, name:
 
     with pytest.raises(EncoderError, match=f"{name}.*card.json"):
         use()
+
+
+def test_a_closed_encoder_holds_nothing_and_opens_again(folder: Path) -> None:
+    encoder, texts = OnnxEncoder(folder, "closed"), ["cat", "a photo of a dog"]
+    before = encoder.encode_texts(texts)
+    session = weakref.ref(encoder._session("text"))
+    encoder.close()
+    assert session() is None
+    assert not encoder._sessions
+    np.testing.assert_array_equal(encoder.encode_texts(texts), before)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from outclass.errors import UsageError
 from outclass.words.classes import ClassName
-from outclass.words.leaks import LIMIT, Reason, filter_leaks
+from outclass.words.leaks import LIMIT, Reason, filter_leaks, forget
 from outclass.words.vocabulary import ADJECTIVE_EVERY, POOL_SIZE, POOL_WORD, TABLE, Pos, Vocabulary, folded
 
 NOUN_FILES = """Tops act animal artifact attribute body cognition communication event feeling food group location motive
@@ -339,3 +339,14 @@ def test_classes_leak_together_what_they_leak_alone(
     assert kept == parts[0] & parts[1]
     chance.shuffle(classes)
     assert set(filter_leaks(pool, classes).kept.tolist()) == kept
+
+
+def test_what_was_forgotten_is_read_again() -> None:
+    classes, candidates = [ClassName("cat")], ("dog", "kitty", "cats", "true cat")
+    before, book = filter_leaks(candidates, classes), Vocabulary.wordnet()
+    forget()
+    after = filter_leaks(candidates, classes)
+    assert Vocabulary.wordnet() is not book
+    np.testing.assert_array_equal(after.kept, before.kept)
+    assert after.counts() == before.counts()
+    assert len(after.kept) == 1

@@ -18,6 +18,7 @@ from outclass.distributed.engine import AT_ONCE, Pool, stream
 from outclass.distributed.messages import MADE, Message, unpack
 from outclass.distributed.stations import BORDER, END, KEPT, Judging, Listing, Machine, Reading
 from outclass.encoders.base import Encoder, EncoderInfo
+from outclass.encoders.onnx import OnnxEncoder
 from outclass.errors import OutclassError, UsageError
 from outclass.guard import Guard
 from outclass.images.sources import Source, open_source
@@ -27,6 +28,7 @@ from outclass.records import Verdict
 from outclass.report.outputs import Format
 from outclass.scan import Scan
 from outclass.shards.scanning import ROWS, ShardedScan, Work, finish, write_shard
+from outclass.words.leaks import forget
 
 log = logging.getLogger("outclass")
 
@@ -179,6 +181,7 @@ class _RayWork(Work):
         """Of all shards, in order."""
         guard, manifest = self._guard, self.manifest
         guard.judge.check_ready()
+        _lighten(guard)
         with only_writer(self.folder / manifest.name), cluster(self._layout.address) as found:
             gpus = self._layout.gpus_of(found, guard.encoder.info)
             pool = Pool.of(found, self._layout.actors, gpus, self._layout.threads)
@@ -273,6 +276,13 @@ def _saved(guard: Guard) -> bytes:
         path = Path(folder) / "guard"
         guard.save(path)
         return path.read_bytes()
+
+
+def _lighten(guard: Guard) -> None:
+    """What only the making of a guard takes, back to the machine: the workers are about to need it."""
+    if isinstance(guard.encoder, OnnxEncoder):
+        guard.encoder.close()
+    forget()
 
 
 def precision_of(load: Callable[[], Encoder], gpus: float) -> str:

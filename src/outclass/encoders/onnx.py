@@ -117,6 +117,12 @@ class OnnxEncoder:
             vectors[rows] = session.run(["vectors"], {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
 
+    def close(self) -> None:
+        """Give back the memory of the graphs and of the tokenizer; whatever is used again is opened again."""
+        with self._opening:
+            self._sessions.clear()
+            self.__dict__.pop("_tokenizer", None)
+
     @cached_property
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer

@@ -267,6 +267,12 @@ def _spelt(candidates: tuple[str, ...], words: Vocabulary) -> list[_Spelt]:
     return [_Spelt((folded(word), *words.base_forms(word)), words.is_proper(word)) for word in candidates]
 
 
+def forget() -> None:
+    """Let go of the vocabulary and of what was looked up in it, 50 MB in all; it is read again where it is needed."""
+    for found in (_said, _spelt, Vocabulary.wordnet):
+        found.cache_clear()
+
+
 def _spellings(name: str) -> list[str]:
     """What a class name says: "tench, Tinca tinca" is two names, "kite (bird of prey)" one."""
     parts = re.split(r"[,;/]|\bor\b", re.sub(r"\(.*?\)", " ", name))
