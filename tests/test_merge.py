@@ -16,7 +16,7 @@ from test_shards import ROWS, TOY, Counting, bytes_of, fresh, pictures, sources,
 from outclass import UsageError
 from outclass.images import loader
 from outclass.images.sources import open_source
-from outclass.shards import ShardedScan, merge, read_verdicts, scan_to
+from outclass.shards import ShardedScan, manifest, merge, read_verdicts, scan_to
 from outclass.shards.manifest import Ids, Manifest, Shard, Whole
 
 
@@ -161,6 +161,15 @@ def test_a_merge_without_a_report_reads_no_row(many, tmp_path, monkeypatch):
     assert [said[kind] for kind in ("images", "id", "ood", "failed")] == [
         one[kind] for kind in ("images", "id", "ood", "failed")
     ]
+
+
+def test_a_merge_in_place_reads_every_file_once(many, tmp_path, monkeypatch):
+    for i in (1, 2):
+        scan_to(fresh(), many, tmp_path / "out", 5, part=(i, 2))
+    read, hashed = manifest.hash_file, []
+    monkeypatch.setattr(manifest, "hash_file", lambda path: hashed.append(path.name) or read(path))
+    merge([tmp_path / "out"], report=False)
+    assert sorted(hashed) == [f"verdicts-0000{number}.csv" for number in range(5)]
 
 
 def test_a_merge_that_was_killed_half_way_goes_on(many, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from test_shards_kill import COMMAND, holder, start, until
 from outclass import Guard, MismatchError, UsageError
 from outclass.images.watch import Watch
 from outclass.shards import ShardedScan, merge, read_verdicts, scan_to
+from outclass.shards.manifest import Manifest
 
 
 @pytest.fixture
@@ -172,6 +173,23 @@ def test_other_cuts_do_not_go_together(many, tmp_path):
     scan_to(fresh(), many, tmp_path / "c", 5)
     with pytest.raises(UsageError, match="not cut into parts"):
         parts(many, tmp_path / "c", (1,), 2)
+
+
+@pytest.mark.parametrize("part", [None, (1, 2)])
+def test_of_two_cuts_that_begin_at_the_same_instant_one_goes_on(many, tmp_path, monkeypatch, part):
+    out, save, others = tmp_path / "out", Manifest.save, [(2, 3)]
+
+    def behind_another(self, folder):
+        for i, n in others and [others.pop()]:  # which looked at the folder before this one was to be seen
+            parts(many, out, (i,), n)
+        save(self, folder)
+
+    monkeypatch.setattr(Manifest, "save", behind_another)
+    with pytest.raises(UsageError, match=r"holds part 2 of 3|holds parts of a scan"):
+        scan_to(fresh(), many, out, 5, part=part)
+    assert [path.name for path in out.glob("manifest*")] == ["manifest-2-of-3.json"]
+    parts(many, out, (1, 3))
+    merge([out], tmp_path / "whole")
 
 
 def test_two_different_runs_of_one_part_are_refused_and_a_copy_of_one_is_not(many, tmp_path):

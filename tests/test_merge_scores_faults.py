@@ -78,6 +78,22 @@ def test_one_file_that_was_cut_is_refused(many, tmp_path, format, damage):
         read_scores(tmp_path / "out")
 
 
+def test_verdicts_beside_the_summary_of_an_older_scan_are_refused(many, tmp_path, monkeypatch):
+    other = ("--classes", "red,green", "--encoder", "toy", "-t", "-0.9")
+    assert run("scan", many, *other, "-o", tmp_path / "out").exit_code == 3
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("outclass.report.outputs.write_json", killed)
+    assert run("scan", many, *TOY, "-o", tmp_path / "out").exit_code == 130
+    with pytest.raises(MismatchError, match=r"not those that summary\.json speaks of"):
+        read_scores(tmp_path / "out")
+    monkeypatch.undo()
+    assert run("scan", many, *TOY, "-o", tmp_path / "out").exit_code == 3
+    assert read_scores(tmp_path / "out").scorer["classes"] == ["red", "blue"]
+
+
 def test_a_folder_of_verdicts_and_images_is_said_to_be_taken_for_its_images(many, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "outclass")
     scan_to(fresh(), many, tmp_path / "out", 5)
@@ -115,6 +131,14 @@ def test_options_that_a_scan_has_settled_are_refused(many, tmp_path, options):
         refused = run(*call, *options)
         assert isinstance(refused.exception, UsageError)
         assert "is for images" in str(refused.exception)
+
+
+@pytest.mark.parametrize("options", [("--allow-failed", "3"), ("--false-alarm-rate", "0.1")])
+def test_what_a_measurement_of_scans_would_pass_over_is_refused(many, tmp_path, options):
+    scan_to(fresh(), many, tmp_path / "out", 5)
+    refused = run("eval", "--id", tmp_path / "out", "--ood", tmp_path / "out", *options)
+    assert isinstance(refused.exception, UsageError)
+    assert f"{options[0]} is for images" in str(refused.exception)
 
 
 def test_images_are_not_measured_against_a_scan(many, tmp_path):

@@ -95,7 +95,7 @@ def test_drift_is_an_alarm_once_and_says_what_is_new(guard):
     assert not monitor.state()["drift"]["alarm"]
 
 
-def by_class(guard, n=300):
+def by_class(n=300):
     """A guard calibrated by class, on 150 images of each."""
     made = Guard(["red", "blue"], encoder="toy")
     scores = np.random.default_rng(1).normal(-0.9, 0.02, n).astype(np.float32)
@@ -106,7 +106,7 @@ def by_class(guard, n=300):
 
 def test_cusum_hears_as_much_where_the_guard_is_calibrated_by_class(guard):
     # p-values by class come from fewer images and cannot be as small; the limit is for those of all images.
-    made = by_class(guard)
+    made = by_class()
     monitor, scores = Monitor(made), np.full(20, float(made.calibrated.calibration.scores.max()) + 0.01)
     rows = [replace(row, p_value=1 / 151) for row in verdicts(guard, scores)]
     alarms = monitor.update(rows)

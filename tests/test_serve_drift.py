@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -228,62 +229,47 @@ def test_one_that_remembers_no_more_begins_anew_unless_it_has_an_alarm(guard, mo
         assert state(session)["drift"]["alarm"], "an alarm stays until somebody has seen it"
 
 
-def test_an_answer_waits_for_no_monitor(guard):
-    made = setting(guard)
-    with client_of(made) as session:
-        free = threading.Event()
-        locked = threading.Event()
+@contextlib.contextmanager
+def held(lock):
+    """Another thread has the lock, for as long as the block."""
+    free, locked = threading.Event(), threading.Event()
 
-        def hold():
-            with made.service.drift._lock:
-                locked.set()
-                free.wait(30)
+    def hold():
+        with lock:
+            locked.set()
+            free.wait(30)
 
-        holding = threading.Thread(target=hold)
-        holding.start()
-        locked.wait(30)
-        try:
-            said = within(20, lambda: check(session, *USUAL))
-            assert len(said["verdicts"]) == 2
-        finally:
-            free.set()
-            holding.join()
-        assert state(session)["images"] == 2
+    holding = threading.Thread(target=hold)
+    holding.start()
+    locked.wait(30)
+    try:
+        yield
+    finally:
+        free.set()
+        holding.join()
 
 
-def test_a_sender_that_helps_keeps_nobody_else_waiting(guard, monkeypatch):
+def test_an_answer_waits_for_no_monitor(session):
+    with held(session.setting.service.drift._lock):
+        said = within(20, lambda: check(session, *USUAL))
+        assert len(said["verdicts"]) == 2
+    assert state(session)["images"] == 2
+
+
+def test_a_sender_that_helps_keeps_nobody_else_waiting(session, monkeypatch):
     monkeypatch.setattr("outclass.serve.drift.WAITING", 0)
-    made = setting(guard)
-    with client_of(made) as session:
-        free, locked = threading.Event(), threading.Event()
-
-        def hold():
-            with made.service.drift._lock:
-                locked.set()
-                free.wait(30)
-
-        threads = [threading.Thread(target=hold), threading.Thread(target=check, args=(session, *USUAL))]
-        threads[0].start()
-        locked.wait(30)
-        try:
-            threads[1].start()
-            until = time.monotonic() + 20
-            while not made.service.drift.behind:
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            assert within(10, lambda: session.get("/healthz")).status_code == 200
-            assert threads[1].is_alive(), "it brought one too many"
-        finally:
-            free.set()
-            for one in threads:
-                one.join()
-        assert state(session)["images"] == 2
-
-
-def client_of(made):
-    from starlette.testclient import TestClient
-
-    return TestClient(made.app)
+    drift = session.setting.service.drift
+    sending = threading.Thread(target=check, args=(session, *USUAL))
+    with held(drift._lock):
+        sending.start()
+        until = time.monotonic() + 20
+        while not drift.behind:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert within(10, lambda: session.get("/healthz")).status_code == 200
+        assert sending.is_alive(), "it brought one too many"
+    sending.join()
+    assert state(session)["images"] == 2
 
 
 def test_a_follower_that_fails_goes_on(guard, caplog, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 
@@ -92,6 +93,12 @@ def test_quiet_says_the_alarm_alone(guard_file, tmp_path):
     assert printed == ""
     assert "drift: at image" in said
     assert "interval" not in said
+
+
+def test_no_command_waits_for_the_guard_before_it_begins():
+    code = "import sys, outclass.cli; print(sorted(sys.modules.keys() & {'outclass.guard', 'rich'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_without_drift_there_is_no_monitor(photos, tmp_path):

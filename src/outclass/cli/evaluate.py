@@ -174,7 +174,8 @@ def evaluate(
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         others: dict[str, Any] = {"--few-shot": few_shot, "--classes": classes, "--fit": fit, "--scores": scores}
         others |= apart | {"--seen": seen, "--detectors": detectors != "all", "--encoder": encoder != "lite"}
-        others |= {"--negatives": negatives, "--template": templates}
+        others |= {"--negatives": negatives, "--template": templates, "--allow-failed": allow_failed}
+        others |= {"--false-alarm-rate": false_alarm_rate != 0.05}
         measure_scans(id, ood, out, quiet, others, lambda: about_run(started, clock))
         return
     if scans := [folder for folder in ood if is_scan(folder)]:

@@ -39,8 +39,8 @@ IndexedByRay = Annotated[
         "--ray",
         metavar="local|ADDRESS",
         help="Read and encode in many processes; the index, written by this one alone, is the same. local starts them "
-        "on this machine; auto, HOST:PORT or ray://HOST:PORT is a cluster with the same outclass on every node, which "
-        "finds the images at the same place.",
+        "on this machine; auto or HOST:PORT is a cluster that this machine belongs to, with the same outclass on every "
+        "node, which finds the images at the same place.",
         rich_help_panel=RAY,
     ),
 ]

@@ -75,7 +75,7 @@ def run(
     sharded: ShardedScan | None = None
     if out is not None:
         from outclass.shards import ShardedScan, check_unsharded
-        from outclass.shards.manifest import named, scorer_of
+        from outclass.shards.manifest import hash_file, named, scorer_of
 
         if shard_rows is None:
             check_unsharded(out)
@@ -141,7 +141,7 @@ def run(
             if parts is not None:
                 summary |= {"tiles": guard.about_tiles(**parts) | {"rows": tiles.n}}
             if sharded is None and parts is None:
-                summary |= {"scorer": scorer_of(guard)}
+                summary |= {"scorer": scorer_of(guard), "verdicts": {"blake2b": hash_file(finished[0])}}
             if part:
                 summary |= {"part": f"{part[0]}/{part[1]}"}
             about, drawn_page = out / named("summary.json", part), out / named("report.html", part)

@@ -235,20 +235,20 @@ def calibrate(
 
     target = _check_out(out or guard_file)
     of_parts = tiles is not None or boxes is not None
+    rate = 0.05 if false_alarm_rate is None else false_alarm_rate
     if is_scan(known):
         asked: dict[str, Any] = {"--ood": ood, "--goal": goal, "--share": share, "--classes": classes}
         asked |= {"--cost-miss": cost_miss, "--cost-alarm": cost_alarm}
         asked |= {"--tiles or --boxes": of_parts, "--tile-score": tile_score}
         asked |= {"--encoder": encoder != "lite", "--detector": detector, "--negatives": negatives}
         asked |= {"--template": templates}
-        _calibrate_on_scan(known, guard_file, target, false_alarm_rate, confidence, by_class, threads, quiet, asked)
+        _calibrate_on_scan(known, guard_file, target, rate, confidence, by_class, threads, quiet, asked)
         return
     check_parts(of_parts, tile_score, (ood, goal, share, cost_miss, cost_alarm, by_class or None))
     guard = _guard(
         known, classes, guard_file, encoder, detector, negatives, templates, device, threads, batch_size, max_pixels
     )
     if of_parts:
-        rate = 0.05 if false_alarm_rate is None else false_alarm_rate
         learned = guard.calibrate_tiles(
             known,
             tiles,
@@ -284,7 +284,7 @@ def _calibrate_on_scan(
     folder: str,
     guard_file: Path | None,
     out: Path,
-    false_alarm_rate: float | None,
+    false_alarm_rate: float,
     confidence: float | None,
     by_class: bool,
     threads: int | None,
@@ -310,8 +310,8 @@ def _calibrate_on_scan(
             "of images"
         )
     guard = Guard.load(guard_file, threads=threads)
-    rate = 0.05 if false_alarm_rate is None else false_alarm_rate
-    _keep(guard, calibrate_on(guard, folder, rate, confidence=confidence, by_class=by_class), out, quiet)
+    learned = calibrate_on(guard, folder, false_alarm_rate, confidence=confidence, by_class=by_class)
+    _keep(guard, learned, out, quiet)
 
 
 def _guard(known: str, classes: str | None, guard_file: Path | None, *options_: Any) -> Guard:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outclass.cli.show import CONTROL, say
 from outclass.errors import NotReadyError, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ class DriftSink:
 
     def begin(self) -> None:
         """Say what is to be known before the first verdict."""
+        from outclass.cli.show import say
+
         if note := self.monitor.state()["no_drift"]:
             say(note, style="yellow")
         elif self.monitor.frames:
@@ -88,6 +89,8 @@ class DriftSink:
 
 def say_alarm(alarm: Alarm) -> None:
     """Say that something has changed, and what is new."""
+    from outclass.cli.show import CONTROL, say
+
     say(alarm.text, style="bold red" if alarm.test == "martingale" else "yellow")
     for part in alarm.details():
         say(f"  {part}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from outclass.distributed.cluster import Cluster
 from outclass.distributed.messages import ERROR, ITEMS, MADE, Message, again, pack, said, unpack
-from outclass.errors import OutclassError
+from outclass.errors import OutclassError, UsageError
 from outclass.images.archives import Part
 from outclass.images.sources import Item, Unreadable
 from outclass.images.video import Frame
@@ -39,8 +39,11 @@ SILENCE = 600.0  # seconds without any progress after which a cluster is given u
 SOME = 4  # messages between two looks at the gate
 GATE_WAIT = 0.05  # seconds until the lister looks again
 CORES = 4.0  # that one actor is to keep busy, together with the tasks that read for it
+LEAST = 1 / 1024  # of a CPU that can be reserved, about
 KEPT_OF_BLOCKS = "_output_blocks_stats"  # of an operator of Ray Data
 CHUNK_BYTES = 16 << 20  # of images that travel with their message
+
+_open: dict[str, tuple[tuple[str, str], float]] = {}  # pipelines of this process: their Ray, and CPUs of their actors
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,10 @@ class Pool:
             raise OutclassError(f"{gpus:g} GPUs are wanted for each actor; this Ray cluster has {found.gpus:g} in all")
         cores = min(CORES, *found.nodes)
         room = int(found.gpus / gpus) if gpus else sum(int(node / cores) for node in found.nodes)
-        return cls(actors or max(1, room), cores / 2, gpus, threads or max(1, round(cores)), cores / 2)
+        actors, reading = actors or max(1, room), cores / 2
+        # However they are placed, some node is left with room for a reading task: without one nothing moves.
+        most = (found.cpus - len(found.nodes) * reading) / actors
+        return cls(actors, min(reading, int(most / LEAST) * LEAST), gpus, threads or max(1, round(cores)), reading)
 
 
 def stream(
@@ -102,7 +108,20 @@ def stream(
     Raises:
         OutclassError: what the lister, a reader or a worker raised of outclass's own errors, as that very kind.
         OutclassError: so many workers were lost, or nothing moved for so long, that Ray gave up.
+        UsageError: another pipeline of this process is open, and both have no room.
     """
+    with _room(found, pool):
+        yield from _run(found, pool, listed, read, worker, arguments)
+
+
+def _run(
+    found: Cluster,
+    pool: Pool,
+    listed: Callable[[], Iterable[Message]],
+    read: Read,
+    worker: Callable[..., Work],
+    arguments: Sequence[Any],
+) -> Generator[Message, None, None]:
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
@@ -158,6 +177,36 @@ def stream(
             with contextlib.suppress(Exception):  # it is gone already, or so is Ray
                 ray.kill(actor)
         gate.close()
+
+
+@contextlib.contextmanager
+def _room(found: Cluster, pool: Pool) -> Iterator[None]:
+    """The place of a pipeline among those of this process that are open; what has no room would keep all from moving.
+
+    Meanwhile Ray must not start itself: it would, in the threads of a pipeline that is open when its Ray ends.
+
+    Raises:
+        UsageError: there is no room.
+    """
+    import ray
+    from ray._private import auto_init_hook
+
+    about = ray.get_runtime_context()
+    session, name = (about.gcs_address, about.get_job_id()), secrets.token_hex(8)
+    taken = sum(cpus for one, cpus in _open.values() if one == session)
+    own = pool.actors * pool.cpus
+    if taken and taken + own > found.cpus - len(found.nodes) * pool.reading:
+        raise UsageError(
+            "another scan of this process is open and has the CPUs of this Ray: let it end, or close it "
+            "(scan.close(), or with ... as scan:), before the next one begins"
+        )
+    _open[name] = session, own
+    auto_init_hook.enable_auto_connect = False
+    try:
+        yield
+    finally:
+        del _open[name]
+        auto_init_hook.enable_auto_connect = not _open and os.environ.get("RAY_ENABLE_AUTO_CONNECT") != "0"
 
 
 def items_data(items: list[Item]) -> bytes:
@@ -220,7 +269,8 @@ class _Gate:
         """Leave nothing behind."""
         from ray.experimental import internal_kv
 
-        internal_kv._internal_kv_del(self._key)
+        with contextlib.suppress(Exception):  # Ray is gone, and what is known of that is worth more
+            internal_kv._internal_kv_del(self._key)
 
 
 def _observer(actors: set[Any]) -> type:

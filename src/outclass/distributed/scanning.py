@@ -289,10 +289,11 @@ def precision_of(load: Callable[[], Encoder], gpus: float) -> str:
     """The arithmetic that a GPU of the cluster is fast in, which then all of them use."""
     import ray
 
-    asked = ray.remote(lambda: load().info.precision).options(num_gpus=gpus, max_retries=0)
+    asked = ray.remote(lambda: load().info.precision).options(num_gpus=gpus, max_retries=0).remote()
     try:
-        return str(ray.get(asked.remote(), timeout=GPU_WAIT))
+        return str(ray.get(asked, timeout=GPU_WAIT))
     except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked, force=True)  # or it would take them once they are free
         raise OutclassError(
             f"no node of this Ray cluster had {gpus:g} GPUs free within {GPU_WAIT:.0f} s: wait until its other work is "
             "done, or compute on CPUs, --device cpu"

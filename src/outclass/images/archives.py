@@ -73,7 +73,10 @@ class ZipMember(Stored):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: what is open here is opened there."""
-        return _reopened, (os.path.abspath(self.archive.filename or ""), self.info)
+        now = os.fstat(self.archive.fp.fileno())  # type: ignore[union-attr]
+        return _reopened, (
+            os.path.abspath(self.archive.filename or ""), (now.st_ino, now.st_size, now.st_mtime_ns), self.info,
+        )  # fmt: skip
 
     def read(self) -> bytes:
         """Its bytes, unpacked and checked.
@@ -95,12 +98,13 @@ class _WithoutDirectory(zipfile.ZipFile):
         return None
 
 
-def _reopened(path: str, info: zipfile.ZipInfo) -> ZipMember:
-    return ZipMember(_open_once(path), info)
+def _reopened(path: str, stamp: tuple[int, ...], info: zipfile.ZipInfo) -> ZipMember:
+    return ZipMember(_open_once(path, stamp), info)
 
 
 @functools.lru_cache(4)
-def _open_once(path: str) -> zipfile.ZipFile:
+def _open_once(path: str, stamp: tuple[int, ...]) -> zipfile.ZipFile:
+    """A file that was replaced since, which its stamp tells, is opened anew."""
     return _WithoutDirectory(path)
 
 

@@ -20,7 +20,7 @@ from outclass.known import named as some_of
 from outclass.progress import track
 from outclass.report.html import HtmlReport
 from outclass.report.outputs import VERDICTS, read_file, write_json
-from outclass.shards.manifest import Manifest, Part, Whole, hash_file, named, parts_in
+from outclass.shards.manifest import Manifest, Part, Shard, Whole, named, parts_in
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def merge(
     whole = Manifest(first.maker, first.shard_rows, first.format, shards, complete=True)
     with only_writer(target / whole.name):
         _check_target(target, whole)
-        for number, home in sorted(homes.items()):
-            shard = shards[number]
-            if not (target / shard.file).exists() or not shard.is_whole(target):
-                _bring(parts[home].folder / shard.file, target / shard.file)
+        here = [os.path.samefile(one.folder, target) for one in parts]  # whose shards were looked at just now
+        for number, shard in shards.items():
+            if not here[homes[number]] and not shard.is_whole(target):
+                _bring(shard, parts[homes[number]].folder, target)
         whole.save(target)
         summary = _summarise(whole, summaries, command)
         write_json(target / "summary.json", summary)
@@ -219,8 +219,9 @@ def _check_target(target: Path, whole: Manifest) -> None:
         raise MismatchError(f"{str(target)!r} holds {what}, which is not of these parts: name a new folder, -o WHOLE")
 
 
-def _bring(source: Path, target: Path) -> None:
-    """A shard's file under its name in another folder, whole or not at all: linked, else copied."""
+def _bring(shard: Shard, home: Path, folder: Path) -> None:
+    """A shard's file into another folder, whole or not at all: linked, else copied."""
+    source, target = home / shard.file, folder / shard.file
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         os.link(os.path.realpath(source), temporary)  # the file: a symbolic link may lead nowhere from there
@@ -230,7 +231,7 @@ def _bring(source: Path, target: Path) -> None:
             os.unlink(temporary)
         with open(source, "rb") as whole, atomic.write(target, "wb") as copy:
             shutil.copyfileobj(whole, copy)
-        if hash_file(target) != hash_file(source):
+        if not shard.is_whole(folder):
             raise MismatchError(f"{str(target)!r} was not copied whole; check the disk and merge again") from None
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from outclass import atomic
-from outclass.errors import UsageError
+from outclass.errors import OutclassError, UsageError
 from outclass.guard import Guard
 from outclass.images.sources import Source
 from outclass.index.lock import only_writer
@@ -311,6 +311,12 @@ class Work:
                 with contextlib.suppress(OSError):
                     path.unlink()
         manifest.save(folder)
+        if before is None:
+            try:
+                self._check_parts(False)  # others may have begun meanwhile
+            except OutclassError:
+                (folder / manifest.name).unlink()
+                raise
 
     def _check_parts(self, begun: bool) -> None:
         """Refuse shards that overlap with others in the folder, and parts that will not go together.

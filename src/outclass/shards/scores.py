@@ -28,14 +28,13 @@ from outclass.guard import Guard
 from outclass.images.sources import Folder
 from outclass.learning import Learned
 from outclass.report.outputs import VERDICTS, Format, check_format
-from outclass.shards.manifest import MANIFEST, OF_PART, differences, scorer_of
+from outclass.shards.manifest import MANIFEST, OF_PART, differences, hash_file, scorer_of
 from outclass.shards.reading import verdict_files
 
 log = logging.getLogger("outclass")
 
 AT_ONCE = 1 << 22  # rows held before they are tallied
 ROWS = 1 << 16  # read from a file at a time
-SCORER = "scorer"  # the key in summary.json
 OF_SCAN = re.compile(rf"{OF_PART.pattern}|{VERDICTS}(-\d+)?\.({'|'.join(get_args(Format))})")
 
 Rows: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]
@@ -88,7 +87,7 @@ def read_scores(folder: str | os.PathLike[str], by_label: bool = False) -> Folde
         UsageError: there are no verdicts, or the parts of a scan that are not merged.
         MismatchError: the scan is not finished, a file is damaged, or nothing says which guard gave the scores.
     """
-    files, scorer, said = _files(Path(folder))
+    files, scorer = _files(Path(folder))
     codes: Codes = {}
     tallies: dict[int, Tally] = {}
     failed, held, waiting = 0, 0, []
@@ -101,13 +100,7 @@ def read_scores(folder: str | os.PathLike[str], by_label: bool = False) -> Folde
                 held, waiting = 0, []
     failed += _tally(waiting, tallies, by_label)
     apart = {label: tallies[code] for label, code in codes.items() if label and code in tallies} if by_label else None
-    whole = Tally.merge(tallies.values())
-    if said is not None and said != (found := (whole.n + failed, failed)):
-        raise MismatchError(
-            f"the verdicts in {os.fspath(folder)!r} are not those that summary.json speaks of: {found[0]:,} images, "
-            f"{found[1]:,} of them unread, instead of {said[0]:,} and {said[1]:,}; scan again into a new folder"
-        )
-    return FolderScores(whole, apart, failed, scorer, os.fspath(folder))
+    return FolderScores(Tally.merge(tallies.values()), apart, failed, scorer, os.fspath(folder))
 
 
 def is_scan(path: str | os.PathLike[str]) -> bool:
@@ -230,10 +223,8 @@ def _holds_verdicts(folder: Path) -> bool:
         return False
 
 
-def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any], tuple[int, int] | None]:
-    """The files with verdicts, each checked when its turn comes; what their scores depend on; and of a file without a
-    hash the images and unread images that it is to hold.
-    """
+def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any]]:
+    """The files with verdicts, each of them checked by its turn, and what their scores depend on."""
     manifest, files = verdict_files(folder)
     if manifest is not None:
         if not manifest.complete:
@@ -241,16 +232,21 @@ def _files(folder: Path) -> tuple[Iterator[Path], dict[str, Any], tuple[int, int
                 f"the scan in {str(folder)!r} is not finished: {manifest.rows:,} rows so far; run the command that "
                 "began it again, and it goes on"
             )
-        return files, manifest.scorer, None
+        return files, manifest.scorer
     try:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
-        scorer, said = dict(summary[SCORER]), (int(summary["images"]), int(summary["failed"]))
+        scorer, blake2b = dict(summary["scorer"]), str(summary["verdicts"]["blake2b"])
     except (OSError, ValueError, KeyError, TypeError):
         raise MismatchError(
             f"nothing in {str(folder)!r} says which guard gave the scores: summary.json is missing, of an older "
             "outclass or of a scan by tiles; scan again into a new folder"
         ) from None
-    return files, scorer, said
+    (file,) = files
+    if hash_file(file) != blake2b:  # of a scan that was killed before it wrote its summary, or changed since
+        raise MismatchError(
+            f"the verdicts in {str(folder)!r} are not those that summary.json speaks of; scan again into a new folder"
+        )
+    return iter([file]), scorer
 
 
 def _tally(waiting: list[Rows], tallies: dict[int, Tally], by_label: bool) -> int:
