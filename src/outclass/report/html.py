@@ -78,12 +78,15 @@ class HtmlReport:
         """
         threshold = summary.get("threshold", self._threshold[0])
         total, classes = self._total, [str(name) for name in summary.get("classes") or ()]
+        part = str(summary.get("part") or "").replace("/", " of ")
         return template("report.html.j2").render(
             summary=summary,
             encoder=summary.get("encoder") or {},
             detector=summary.get("detector") or {},
             classes=classes,
-            headline=_headline(total, self._unread, classes),
+            headline=_headline(total, self._unread, classes, part),
+            part=part,
+            live=summary.get("monitor") or {},
             images=self._seen,
             total=total,
             failed=self._unread,
@@ -148,14 +151,14 @@ class _Counts:
             self.id += 1
 
 
-def _headline(total: _Counts, failed: int, classes: Sequence[str]) -> str:
+def _headline(total: _Counts, failed: int, classes: Sequence[str], part: str = "") -> str:
     names = ", ".join(classes[:CLASSES_NAMED]) or "the known classes"
     if len(classes) > CLASSES_NAMED:
         names += f" and {len(classes) - CLASSES_NAMED:,} more"
     n, ood = total.id + total.ood, total.ood
     if not total.images:
         if not failed:
-            return "No images were found"
+            return f"Part {part} has no images to judge" if part else "No images were found"
         return "The one image could not be read" if failed == 1 else f"None of the {failed:,} images could be read"
     if not n:
         images = "1 image was" if total.images == 1 else f"{total.images:,} images were"
