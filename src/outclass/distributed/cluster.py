@@ -38,6 +38,7 @@ FRUGAL = {
 }  # fmt: skip
 KNOCK = 10.0  # seconds
 NO_CLUSTER = "no Ray cluster answers at {!r}"
+PRIVATE = b"outclass-private"  # key in the table of Ray's head
 START = "Start one, ray start --head, or name 'local' for a private one on this machine"
 
 log = logging.getLogger("outclass")
@@ -69,12 +70,12 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
 
     Args:
         address: ``local`` starts a private one on this machine, on the cores this process may use, and ends it after
-            the block. ``auto`` or ``HOST:PORT`` is a cluster of which this machine is a node.
+            the block. ``auto`` or ``HOST:PORT`` is a cluster of which this machine is a node. A Ray that this process
+            is connected to already is taken as it is, and stays.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UsageError: nothing answers there, this process is connected to another one, or a node lacks this version of
-            outclass.
+        UsageError: nothing answers there, or a node lacks this version of outclass.
         OutclassError: there is no CPU, or none that becomes free.
     """
     if importlib.util.find_spec("ray") is None:
@@ -84,24 +85,26 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")  # so long a killed scan holds its share
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or it writes to stderr, past Python
-    if address == LOCAL:  # what a process needed for one image is given back, not kept for the next one
-        for name, value in FRUGAL.items():
-            os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-        import ray.data
+    with contextlib.ExitStack() as held:
+        if address == LOCAL:
+            held.enter_context(_frugal())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+            import ray.data
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised; it need not be said twice
-    if ray.is_initialized():  # by whoever calls us from Python: it stays theirs
-        yield _look(ray)
-        return
-    _give_back()
-    with own_folder() if address == LOCAL else contextlib.nullcontext() as folder:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised, not said twice
+        if ray.is_initialized():  # by whoever calls us from Python: it stays theirs
+            yield _look(ray)
+            return
+        _give_back()
+        folder = held.enter_context(own_folder()) if address == LOCAL else None
+        held.enter_context(_printed_by_nobody(ray))
         try:
             with _own_signals(), _hushed():
                 _connect(ray, address, folder)
+                _keep_apart(address)
             found = _look(ray)
             if address != LOCAL:
                 _check_nodes(ray)
@@ -127,6 +130,20 @@ def _connect(ray: Any, address: str, folder: str | None) -> None:
         if folder:
             raise OutclassError(f"no private Ray could be started: {error}") from error
         raise UsageError(f"{NO_CLUSTER.format(address)}: {_said(error)}. {START}") from error
+
+
+def _keep_apart(address: str) -> None:
+    """Mark a private Ray, and refuse that of another command, which ``auto`` finds where there is nothing else.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from ray.experimental import internal_kv
+
+    if address == LOCAL:
+        internal_kv._internal_kv_put(PRIVATE, b"1", overwrite=True)
+    elif internal_kv._internal_kv_get(PRIVATE):
+        raise UsageError(f"{NO_CLUSTER.format(address)} but the private one of another command, which ends it. {START}")
 
 
 def _knock(address: str) -> None:
@@ -247,6 +264,30 @@ def _hushed() -> Iterator[None]:
         finally:
             os.dup2(before, 2)
             os.close(before)
+
+
+@contextlib.contextmanager
+def _frugal() -> Iterator[None]:
+    """What a process needed for one image is given back, not kept for the next one; later Rays are not told so."""
+    ours = FRUGAL.keys() - os.environ.keys()
+    os.environ.update({name: FRUGAL[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _printed_by_nobody(ray: Any) -> Iterator[None]:
+    """What Ray prints of a task that it does again goes into the log, not among the rows on stdout."""
+    module = ray._private.worker
+    before = getattr(module, "print_to_stdstream", None)
+    module.print_to_stdstream = lambda data, **options: log.info("%s", "\n".join(data["lines"]))
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = before
 
 
 def _give_back() -> None:

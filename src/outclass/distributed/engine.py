@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from outclass.distributed.cluster import Cluster
 from outclass.distributed.messages import ERROR, ITEMS, MADE, Message, again, pack, said, unpack
-from outclass.errors import OutclassError, UsageError
+from outclass.distributed.room import closed_at_exit, room
+from outclass.errors import OutclassError
 from outclass.images.archives import Part
 from outclass.images.sources import Item, Unreadable
 from outclass.images.video import Frame
@@ -39,11 +40,8 @@ SILENCE = 600.0  # seconds without any progress after which a cluster is given u
 SOME = 4  # messages between two looks at the gate
 GATE_WAIT = 0.05  # seconds until the lister looks again
 CORES = 4.0  # that one actor is to keep busy, together with the tasks that read for it
-LEAST = 1 / 1024  # of a CPU that can be reserved, about
 KEPT_OF_BLOCKS = "_output_blocks_stats"  # of an operator of Ray Data
 CHUNK_BYTES = 16 << 20  # of images that travel with their message
-
-_open: dict[str, tuple[tuple[str, str], float]] = {}  # pipelines of this process: their Ray, and CPUs of their actors
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +82,7 @@ class Pool:
         actors, reading = actors or max(1, room), cores / 2
         # However they are placed, some node is left with room for a reading task: without one nothing moves.
         most = (found.cpus - len(found.nodes) * reading) / actors
-        return cls(actors, min(reading, int(most / LEAST) * LEAST), gpus, threads or max(1, round(cores)), reading)
+        return cls(actors, min(reading, int(1000 * most) / 1000), gpus, threads or max(1, round(cores)), reading)
 
 
 def stream(
@@ -110,24 +108,50 @@ def stream(
         OutclassError: so many workers were lost, or nothing moved for so long, that Ray gave up.
         UsageError: another pipeline of this process is open, and both have no room.
     """
-    with _room(found, pool):
-        yield from _run(found, pool, listed, read, worker, arguments)
-
-
-def _run(
-    found: Cluster,
-    pool: Pool,
-    listed: Callable[[], Iterable[Message]],
-    read: Read,
-    worker: Callable[..., Work],
-    arguments: Sequence[Any],
-) -> Generator[Message, None, None]:
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
     gate, actors = _Gate(max(FEWEST_AHEAD, int(AHEAD * found.cpus))), set[Any]()
-    arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
-    home = os.getcwd()
+    with room(found, pool.actors * pool.cpus, pool.reading):
+        try:
+            arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
+            blocks = _begun(found, pool, _source(listed, os.getcwd(), gate), read, worker, arguments, _observer(actors))
+            closed_at_exit().add(blocks)
+            for position, block in enumerate(blocks, 1):
+                if position % SOME == 0:
+                    gate.reached(position)
+                for message in Message.of(block):
+                    if message.kind == ERROR:
+                        raise again(message.data)
+                    yield message
+        except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+            if isinstance(error, ray.exceptions.RayTaskError):  # a fault of our own: its trace is wanted
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise OutclassError(
+                f"Ray gave up ({type(error).__name__}): {reason}. What is finished is safe; run the same command again "
+                "to go on"
+            ) from error
+        finally:
+            blocks = None  # ends the tasks
+            for actor in actors:
+                with contextlib.suppress(Exception):  # it is gone already, or so is Ray
+                    ray.kill(actor)
+            gate.close()
+
+
+def _begun(
+    found: Cluster, pool: Pool, source: Any, read: Read, worker: Callable[..., Work], arguments: list[Any], seen: type
+) -> Any:
+    """The blocks of a pipeline, which runs from the first one that is asked for.
+
+    Args:
+        source: what lists, as a source of Ray Data.
+        arguments: of ``worker``, in Ray's store.
+        seen: a callback of Ray Data.
+    """
+    import ray
+
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fields that are only copied
         context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # byte: every message leaves on its own, and at once
@@ -138,75 +162,22 @@ def _run(
     context.raise_original_map_exception = True
     context.log_internal_stack_trace = False
     context.execution_no_progress_timeout_s = SILENCE
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _observer(actors)]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, seen]
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of how retries are bounded: Ray 2.64 will have no way
-        source = _source(listed, home, gate)
         here = {"ray.io/node-id": found.here}
         data = ray.data.read_datasource(source, override_num_blocks=1, num_cpus=0, label_selector=here)
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
         data = data.map_batches(_Read(read), num_cpus=pool.reading, max_retries=TRIES, **whole)
         data = data.map_batches(
             _Work,
-            fn_constructor_args=(worker, home, *arguments),
+            fn_constructor_args=(worker, os.getcwd(), *arguments),
             compute=ray.data.ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             **whole,
         )
-        blocks = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
-    try:
-        for position, block in enumerate(blocks, 1):
-            if position % SOME == 0:
-                gate.reached(position)
-            for message in Message.of(block):
-                if message.kind == ERROR:
-                    raise again(message.data)
-                yield message
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        if isinstance(error, ray.exceptions.RayTaskError):  # a fault of our own: its trace is wanted
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise OutclassError(
-            f"Ray gave up ({type(error).__name__}): {reason}. What is finished is safe; run the same command again to "
-            "go on"
-        ) from error
-    finally:
-        del blocks, data  # ends the tasks
-        for actor in actors:
-            with contextlib.suppress(Exception):  # it is gone already, or so is Ray
-                ray.kill(actor)
-        gate.close()
-
-
-@contextlib.contextmanager
-def _room(found: Cluster, pool: Pool) -> Iterator[None]:
-    """The place of a pipeline among those of this process that are open; what has no room would keep all from moving.
-
-    Meanwhile Ray must not start itself: it would, in the threads of a pipeline that is open when its Ray ends.
-
-    Raises:
-        UsageError: there is no room.
-    """
-    import ray
-    from ray._private import auto_init_hook
-
-    about = ray.get_runtime_context()
-    session, name = (about.gcs_address, about.get_job_id()), secrets.token_hex(8)
-    taken = sum(cpus for one, cpus in _open.values() if one == session)
-    own = pool.actors * pool.cpus
-    if taken and taken + own > found.cpus - len(found.nodes) * pool.reading:
-        raise UsageError(
-            "another scan of this process is open and has the CPUs of this Ray: let it end, or close it "
-            "(scan.close(), or with ... as scan:), before the next one begins"
-        )
-    _open[name] = session, own
-    auto_init_hook.enable_auto_connect = False
-    try:
-        yield
-    finally:
-        del _open[name]
-        auto_init_hook.enable_auto_connect = not _open and os.environ.get("RAY_ENABLE_AUTO_CONNECT") != "0"
+        return iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
 
 
 def items_data(items: list[Item]) -> bytes:

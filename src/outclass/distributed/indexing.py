@@ -22,7 +22,7 @@ from outclass.errors import EncoderError, MismatchError, MissingExtraError, Outc
 from outclass.images.decode import MAX_PIXELS, PixelBudget
 from outclass.images.sources import FPS, Item, Source
 from outclass.index.building import Encoded, Indexed, Run, Stamper, open_images_of
-from outclass.index.lance import lancedb
+from outclass.index.lance import check_name, lancedb
 from outclass.index.ledger import Ledger
 from outclass.index.sieve import Sieve
 from outclass.index.writer import Stamp, Writer
@@ -76,6 +76,7 @@ def index_to(
     layout.check()
     opened = reachable(open_images_of(source, fps))
     lancedb()
+    check_name(path, create=True)
     made = load_encoder(encoder, "cpu", layout.threads)  # which only says here what it is
     info, name = made.info, made.info.name
     if patches:

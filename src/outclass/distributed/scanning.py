@@ -27,6 +27,7 @@ from outclass.index.table import Index, is_index
 from outclass.records import Verdict
 from outclass.report.outputs import Format
 from outclass.scan import Scan
+from outclass.shards.manifest import Manifest
 from outclass.shards.scanning import ROWS, ShardedScan, Work, finish, write_shard
 from outclass.words.leaks import forget
 
@@ -182,7 +183,7 @@ class _RayWork(Work):
         guard, manifest = self._guard, self.manifest
         guard.judge.check_ready()
         _lighten(guard)
-        with only_writer(self.folder / manifest.name), cluster(self._layout.address) as found:
+        with only_writer(self.folder / manifest.name), self._cluster() as found:
             gpus = self._layout.gpus_of(found, guard.encoder.info)
             pool = Pool.of(found, self._layout.actors, gpus, self._layout.threads)
             device = self._layout.device if gpus else "cpu"
@@ -195,6 +196,16 @@ class _RayWork(Work):
             self._begin()
             with contextlib.closing(self._messages(found, pool, machine)) as messages:
                 yield from self._received(messages)
+
+    def _cluster(self) -> contextlib.AbstractContextManager[Cluster]:
+        """Ray, whose start takes some seconds: what can be refused without it is refused now."""
+        encoder = self.manifest.maker["encoder"]
+        own = encoder["precision"]
+        if before := Manifest.load(self.folder):
+            encoder["precision"] = before.maker.get("encoder", {}).get("precision", own)  # of GPUs, perhaps
+        self._before()
+        encoder["precision"] = own
+        return cluster(self._layout.address)
 
     def _messages(self, found: Cluster, pool: Pool, machine: Machine) -> Generator[Message, None, None]:
         manifest, guard = self.manifest, self._guard

@@ -291,20 +291,27 @@ class Work:
             manifest.complete = True
             manifest.save(self.folder)
 
-    def _begin(self) -> None:
-        """Look at what is there, under the lock."""
+    def _before(self) -> Manifest | None:
+        """What is there of this scan, under the lock; anything else is refused."""
         folder, manifest = self.folder, self.manifest
         before = Manifest.load(folder, manifest.part)
         self._check_parts(before is not None)
         if before:
             before.check(manifest, folder)
-            manifest.shards, manifest.complete = before.shards, before.complete
-            manifest.images, manifest.ids = before.images, before.ids
         elif single := [path.name for path in folder.glob(f"{VERDICTS}.*")]:
             raise UsageError(
                 f"{str(folder)!r} holds {single[0]} of a scan without shards, which would stand beside those of this "
                 "one: name a new folder"
             )
+        return before
+
+    def _begin(self) -> None:
+        """Go on with what is there, under the lock."""
+        folder, manifest = self.folder, self.manifest
+        before = self._before()
+        if before:
+            manifest.shards, manifest.complete = before.shards, before.complete
+            manifest.images, manifest.ids = before.images, before.ids
         for path in folder.iterdir():
             left = LEFT_OVER.fullmatch(path.name)
             if left and (manifest.holds(int(left[1])) if left[1] else left[2] == manifest.name):  # others run too
