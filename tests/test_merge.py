@@ -255,6 +255,19 @@ def test_the_commands_work_at_once_in_one_folder_and_are_merged(many, tmp_path):
     assert summary["command"].startswith("outclass merge")
 
 
+def test_a_part_says_that_there_are_fewer_shards_than_parts(many, tmp_path):
+    for rows, shards in ((100, "1 shard"), (8, "3 shards")):
+        for i in (1, 4):
+            done = run("scan", many, *TOY, "--shard-rows", rows, "--shard", f"{i}/4", "-o", tmp_path / str(rows))
+            said = f"this source has {shards} for 4 parts; a smaller --shard-rows shares the work"
+            assert said in " ".join(done.stderr.split())
+    for rows, source in ((6, many), (6, tmp_path / "empty")):  # a shard for each part; nothing to be shared
+        source.mkdir(exist_ok=True)
+        done = run("scan", source, *TOY, "--shard-rows", rows, "--shard", "4/4", "-o", tmp_path / f"{source.name}-out")
+        assert "when all 4 parts are done" in done.stderr
+        assert "shares the work" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

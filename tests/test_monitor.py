@@ -64,7 +64,7 @@ def test_counts_rate_and_interval(toy_guard):
     assert low < 0.75 < high
     assert state["drift"] is None
     assert "outclass calibrate" in state["no_drift"]
-    assert "not calibrated" in monitor.describe()
+    assert "not calibrated; do it with outclass calibrate FOLDER --guard FILE -o my.guard" in monitor.describe()
 
 
 def test_a_guard_without_a_threshold_has_no_rate():

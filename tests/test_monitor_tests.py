@@ -231,6 +231,12 @@ def test_a_tenth_of_other_simulated_streams_reaches_the_limit_of_cusum(n):
     assert (lower < STEPS).mean() > ALARMS, "the limit is no higher than it must be"
 
 
+@pytest.mark.parametrize("n", [50, 200])
+def test_the_limit_of_cusum_is_the_number_that_is_meant(n):
+    assert len(str(limit(n))) <= 4, "and not 1.2000000000000004"
+    assert limit(n) == round(20 * limit(n)) / 20
+
+
 def test_cusum_without_calibration_images_is_refused():
     with pytest.raises(UsageError, match="calibrate"):
         Cusum(0)

@@ -195,6 +195,7 @@ def test_the_command_indexes_again_with_the_encoder_of_the_index(place):
     done = run("index", "photos", "-o", "photos.lance", "--allow-failed", "1")
     assert done.exit_code == 0, done.output
     assert "5 images; 1 new, 0 changed, 4 unchanged, 1 could not be read" in done.stderr
+    assert "could not be read: d.jpg (no image format" in done.stderr
     assert Index("photos.lance").encoder == "toy"
 
 

@@ -142,7 +142,9 @@ def test_an_image_that_cannot_be_read_sets_the_exit_code(guard_file, film):
     ("arguments", "kind", "said"),
     [
         (["SOURCE.zip", *TOY], UsageError, "only a folder or a video"),
-        (["nothing", *TOY], UsageError, "only a folder or a video"),
+        (["FOLDER/a-red.png", *TOY], UsageError, "only a folder or a video file can be watched, and"),
+        (["s3://bucket/images", *TOY], UsageError, "only a folder or a video file can be watched, and"),
+        (["nothing", *TOY], UsageError, "no such file or folder: 'nothing'"),
         (["nothing.mp4", *TOY], UsageError, "nothing.mp4"),
         (["FOLDER", *TOY, "--alarm-command", "no-such-program-here"], UsageError, "names no program"),
         (["FOLDER", *TOY, "--alarm-command", "echo 'x"], UsageError, "cannot read the alarm command"),
@@ -154,7 +156,7 @@ def test_an_image_that_cannot_be_read_sets_the_exit_code(guard_file, film):
     ],
 )
 def test_what_cannot_be_watched_is_said_before_anything_is_judged(photos, arguments, kind, said):
-    done = run("watch", *(str(photos) if word == "FOLDER" else word for word in arguments))
+    done = run("watch", *(word.replace("FOLDER", str(photos)) for word in arguments))
     assert isinstance(done.exception, kind), done.output
     assert said in str(done.exception)
 

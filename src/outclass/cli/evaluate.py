@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 import sys
 import tempfile
@@ -113,7 +114,8 @@ def evaluate(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for eval.csv, eval.json, eval.md, eval.html (few_shot.csv ...) and plots.",
+            help="Folder for eval.csv, eval.json, eval.md, eval.html (few_shot.csv ...) and plots. Of scans "
+            "there are only eval.csv and eval.json: page and plots take images.",
             rich_help_panel=OUT,
         ),
     ] = None,
@@ -137,8 +139,8 @@ def evaluate(
 
     Images are encoded once for all detectors. Those that learn from images are cross-fitted: no image is scored by a
     detector that was fitted on it. Folders that [bold]outclass scan -o[/] wrote are measured by their verdicts, in
-    shards or not: all of them at once, and no image is read. Exit code: 0 all read, 3 some images could not be read, 2
-    wrong usage, 1 crash.
+    shards or not: all of them at once, no image is read, and there is no page. Exit code: 0 all read, 3 some images
+    could not be read, 2 wrong usage, 1 crash.
 
     [bold]Examples[/]
 
@@ -165,6 +167,7 @@ def evaluate(
 
     if id is None or not ood:
         raise UsageError("give the images of your classes and others: --id my_pets --ood others")
+    check_apart(id, ood)
     if seeds is not None and few_shot is None:
         raise UsageError("--seeds is how many draws of images --few-shot makes: give --few-shot 1,2,4,8 too")
     apart = {"--protocol": protocol, "--show": show, "--ensemble": ensemble, "--outliers": outliers}
@@ -266,6 +269,19 @@ def own_scores(given: list[str]) -> dict[str, str]:
     if len(found) < len(pairs):
         raise UsageError(f"--scores names the same scores twice: {', '.join(given)}")
     return found
+
+
+def check_apart(id: str, ood: list[str]) -> None:
+    """Refuse to tell images from themselves, however the folder is written.
+
+    Raises:
+        UsageError: an OOD set is the ID images.
+    """
+    if same := [folder for folder in ood if os.path.realpath(folder) == os.path.realpath(id)]:
+        raise UsageError(
+            f"--id {id} and --ood {same[0]} are the same images, which nothing can tell apart: every AUROC would be "
+            "0.5; give --ood images of none of your classes"
+        )
 
 
 def check_show(show: str | None, detectors: str, others: list[str]) -> None:

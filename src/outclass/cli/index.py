@@ -124,6 +124,8 @@ def index(
             done = build(photos, out, name, progress=progress, **machine, **wanted)
     if not quiet:
         say(_line(done, out, time.perf_counter() - clock))
+        if done.failed:
+            say(f"could not be read: {_unread(out)}", style="yellow")
     if done.failed > allow_failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -219,6 +221,16 @@ def _line(done: Indexed, out: Path, seconds: float) -> str:
     if done.recall is not None:
         line += f"; search is approximate, recall@10 {done.recall:.3f} on 100 images of it (--exact looks at every row)"
     return line
+
+
+def _unread(out: Path) -> str:
+    """The first few images of an index that could not be read, and why."""
+    from outclass.cli.show import CONTROL
+    from outclass.index import Index
+    from outclass.known import NAMED, named
+
+    rows = Index(out).table.search().where("NOT gone AND error IS NOT NULL").select(["id", "error"]).limit(NAMED + 1)
+    return named([f"{row['id']} ({row['error']})" for row in rows.to_list()]).translate(CONTROL)
 
 
 def _print(hits: Rows) -> None:

@@ -134,6 +134,8 @@ def run(
         if out is not None:
             command = without_secrets(printable(shlex.join(["outclass", *sys.argv[1:]])))
             summary = summarise(guard.judge, guard.encoder.info, scanned, seconds, started, command, read_now)
+            if watch is not None:
+                del summary["images_per_second"]  # waiting has no rate
             if fdr is not None:
                 summary |= {"fdr": fdr, "fdr_rejected": rejected}
             if drift:
@@ -151,7 +153,7 @@ def run(
     if table:
         table.close()
     if not quiet:
-        say(summary_line(scanned, seconds, guard, read_now if watch is None else 0))  # waiting has no rate
+        say(summary_line(scanned, seconds, guard, read_now if watch is None else 0))
         if fdr is not None and guard.calibrated:
             cut = f", those of p_value up to {largest:.4g}" if rejected else ""
             say(f"fdr_rejected: {rejected} images{cut}; on average at most {100 * fdr:.3g} % of such images are ID")
@@ -170,10 +172,26 @@ def run(
             where = where if parts is None else f"{where}, {tiles.path}"
             say(f"wrote {where}, {about} and {drawn_page}")
             if part:
+                if note := _too_few_shards(out, part):
+                    say(note, style="yellow")
                 say(f"when all {part[1]} parts are done: outclass merge {out} (or all their folders and -o WHOLE)")
     if drift:
         drift.close()
     return scanned.n_failed
+
+
+def _too_few_shards(out: Path, part: tuple[int, int]) -> str | None:
+    """What is said where parts have nothing to do; None where each has a shard, or there is no image at all."""
+    from outclass.shards.manifest import Manifest
+
+    manifest = Manifest.load(out, part)
+    shards = -(-manifest.images // manifest.shard_rows) if manifest and manifest.images else part[1]
+    if shards >= part[1]:
+        return None
+    return (
+        f"this source has {shards} shard{'' if shards == 1 else 's'} for {part[1]} parts; a smaller --shard-rows "
+        "shares the work"
+    )
 
 
 def _how_to_go_on(scanned: Scan, out: Path | None, watched: bool, finished: list[Path]) -> str:

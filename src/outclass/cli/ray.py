@@ -62,7 +62,7 @@ def laid_out(
     """
     if address is None:
         if actors is not None or gpus is not None:
-            raise UsageError("--ray-actors and --ray-gpus lay out a scan on Ray: add --ray local, or --ray ADDRESS")
+            raise UsageError("--ray-actors and --ray-gpus lay out the work on Ray: add --ray local, or --ray ADDRESS")
         return None
     from outclass.distributed import Layout
 

@@ -11,7 +11,13 @@ from typing import Any
 from outclass import atomic
 from outclass.errors import UsageError
 
-FIGURES = ("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out")
+FIGURES = {  # with their decimals: areas as shares, FPR95 in %, as for images
+    "auroc": ("AUROC", "{:.3f}", 1),
+    "fpr95_id_positive": ("FPR95 (ID +)", "{:.1f}", 100),
+    "fpr95_ood_positive": ("FPR95 (OOD +)", "{:.1f}", 100),
+    "aupr_in": ("AUPR-in", "{:.3f}", 1),
+    "aupr_out": ("AUPR-out", "{:.3f}", 1),
+}
 
 
 def measure_scans(
@@ -57,11 +63,12 @@ def measure_scans(
     empty = dict.fromkeys(set(COLUMNS[2:]) - set(Metrics.__slots__))
     rows = [Row.of(found.detector, name, one, **empty) for name, one in zip(names, found.rows.values(), strict=True)]
     if not quiet:
-        cells = [[f"{100 * getattr(row, name):.2f}" for name in FIGURES] for row in rows]
-        head = ("OOD images", "n ID", "n OOD", "AUROC", "FPR95 (ID +)", "FPR95 (OOD +)", "AUPR-in", "AUPR-out")
-        counts = [(row.ood_set, f"{row.n_id:,}", f"{row.n_ood:,}") for row in rows]
-        table(head, [(*count, *line) for count, line in zip(counts, cells, strict=True)])
-        say("figures in %, of all images at once; ood_score as in the verdicts, higher = more OOD")
+        lines = [[row.ood_set, f"{row.n_id:,}", f"{row.n_ood:,}"] for row in rows]
+        for line, row in zip(lines, rows, strict=True):
+            line += [form.format(times * getattr(row, name)) for name, (_, form, times) in FIGURES.items()]
+        table(["OOD images", "n ID", "n OOD", *(title for title, _, _ in FIGURES.values())], lines)
+        say("AUROC and AUPR: higher is better; FPR95 in %, ID or OOD positive: lower is better; of all images at once")
+        say("ood_score as in the verdicts, higher = more OOD")
         if found.failed:
             say(f"{found.failed:,} images could not be read and have no score", style="yellow")
     if out is not None:

@@ -96,8 +96,9 @@ def opened(source: str, every: float, fps: float) -> Source:
     """The folder or the video.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or there is nothing.
     """
+    from outclass.cli.watching import check_there
     from outclass.images.sources import open_source
     from outclass.images.watch import Watch
 
@@ -105,6 +106,7 @@ def opened(source: str, every: float, fps: float) -> Source:
         return Watch(source, every)
     if source.lower().endswith(VIDEOS):
         return open_source(source, fps)
+    check_there(source, "a folder or a video file")
     raise UsageError(
         f"only a folder or a video file can be watched, and {source!r} is neither; outclass scan takes lists, archives "
         "and tables"

@@ -55,11 +55,12 @@ class DriftSink:
 
     def __init__(self, guard: Guard, source: Source, hook: Hook | None = None, alarm_rate: float = 0.01) -> None:
         from outclass.monitor import Monitor
+        from outclass.monitor.drift import CALIBRATE
 
         if hook and not guard.calibrated:
             raise NotReadyError(
                 "--alarm-command needs a calibrated guard, as drift is measured against its calibration images: "
-                "outclass calibrate FOLDER -o my.guard, then give --guard my.guard in place of --classes"
+                f"{CALIBRATE}, then watch with --guard my.guard"
             )
         self.monitor = Monitor(guard, alarm_rate, frames=not source.live)
         self.hook, self.root = hook, source.root

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -39,7 +40,7 @@ def watched(photos: str, every: float, fdr: float | None, sharded: bool, tiled: 
     """The folder to be watched.
 
     Raises:
-        UsageError: it is none, or an option does not go together with --watch.
+        UsageError: it is none, there is nothing, or an option does not go together with --watch.
     """
     from outclass.index.table import is_index
 
@@ -56,7 +57,22 @@ def watched(photos: str, every: float, fdr: float | None, sharded: bool, tiled: 
         raise UsageError(
             f"only a folder of images can be watched, and {photos!r} is an index: watch the folder that it was made of"
         )
+    check_there(photos, "a folder")
     return Watch(photos, every)
+
+
+def check_there(source: str, expected: str) -> None:
+    """Say of a mistyped name that there is nothing, before its kind is spoken of.
+
+    Args:
+        source: the name.
+        expected: what can be watched.
+
+    Raises:
+        UsageError: there is nothing of this name.
+    """
+    if "://" not in source and not os.path.lexists(source):
+        raise UsageError(f"no such file or folder: {source!r}; only {expected} can be watched")
 
 
 @contextlib.contextmanager

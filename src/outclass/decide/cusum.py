@@ -19,7 +19,7 @@ STEPS, ALARMS = 1000, 0.1  # so many images without a change, and the share of s
 SHARE, POWER = 0.1, 0.25
 LARGEST = 5000  # calibration images; with more the limit hardly moves
 _RUNS = 2000
-_LIMITS = np.arange(0.1, 60.0, 0.05)
+_LIMITS = np.arange(2, 1200) / 20  # 0.1, 0.15 ... 59.95; steps of 0.05 added up would be 2.2000000000000006
 
 
 class Cusum:

@@ -23,9 +23,10 @@ from outclass.report.best import Best
 
 RECENT = 500  # images that "what is new" speaks of
 NAMED = 10  # words, classes and images that it names
+CALIBRATE = "outclass calibrate FOLDER --guard FILE -o my.guard (or --classes ... in place of --guard FILE)"
 UNCALIBRATED = (
     "drift needs a calibrated guard, whose calibration images say what is usual; without one there is the running OOD "
-    "rate only. Calibrate one: outclass calibrate FOLDER -o my.guard, or guard.calibrate(FOLDER)"
+    f"rate only. Calibrate one: {CALIBRATE}; in Python guard.calibrate(FOLDER)"
 )
 STALE = (
     "these verdicts have no p-values, although the guard was calibrated when the monitor was made: its classes have "
@@ -245,7 +246,7 @@ class Monitor:
             )
         drift = now["drift"]
         if drift is None:
-            return f"{rate}\nno drift is looked for: the guard is not calibrated"
+            return f"{rate}\nno drift is looked for: the guard is not calibrated; do it with {CALIBRATE}"
         if drift["alarm"]:
             said = f"drift: alarm since image {drift['alarm_image']:,}"
         elif drift["full"]:
