@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
+import time
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +17,7 @@ from outclass.errors import MissingExtraError, UsageError
 SERVING = "Serving"
 LIMITS = "Limits"
 SHORT = 16  # characters; a shorter token can be guessed
+MAKE_TOKEN = 'python -c "import secrets; print(secrets.token_urlsafe())" > {file}'
 
 
 def serve(
@@ -111,11 +116,13 @@ def serve(
         from outclass.serve.metrics import Metrics
         from outclass.serve.run import is_loopback, listen, run, url, warm_changes, warn_if_open
     except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve", "outclass serve") from error
+        purpose = "outclass serve, whose web page comes with outclass[page],"
+        raise MissingExtraError(error.name or "fastapi", "serve", purpose) from error
     from outclass.cli.guards import make_guard
     from outclass.cli.show import say
     from outclass.index import Index
     from outclass.serve.batching import QUEUE_BYTES
+    from outclass.serve.page import has_gradio
     from outclass.serve.service import Limits, Service
 
     token = _token(admin_token, admin_token_file)
@@ -136,12 +143,17 @@ def serve(
     service = Service(guard, Index(index) if index else None, save, limits, metrics.batch)
     service.warm_up()
     listening = listen(host, port)
+    stamp()
     warn_if_open(host, token)
     if not quiet:
         names = ", ".join(guard.classes[:5]) + (", ..." if len(guard.classes) > 5 else "")
         rights = "classes can be changed with the admin token" if token else "read-only"
         address = url(listening)
-        say(f"{address} serves {len(guard.classes)} classes ({names}), version {service.served.version}, {rights}")
+        looks = "open it in a browser" if has_gradio() else 'no page: pip install "outclass[page]"'
+        say(
+            f"{address} serves {len(guard.classes)} classes ({names}), version {service.served.version}, {rights}"
+            + f"; {looks}" * page
+        )
         say(f"try: curl -F images=@photo.jpg {address}/v1/check; all routes: {address}/openapi.json; Ctrl-C ends")
     # On other addresses the names are not known; on this machine's own, a strange one is another site's.
     hosts = allow_host or ([] if is_loopback(host) else None)
@@ -149,6 +161,29 @@ def serve(
     if token or page:
         warm_changes(service)
     run(app, service, listening)
+
+
+class Lines(options.Notes):
+    """The log of a server: each line begins with its time in UTC, and what went wrong in here comes with its trace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        from outclass.cli.show import say
+
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        trace = "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        say("\n".join(filter(None, [f"{when} {record.getMessage()}", trace])), style=style)
+
+
+def stamp() -> None:
+    """From here on, what outclass and uvicorn log goes to stderr with its time, from the level that was asked for."""
+    ours = logging.getLogger("outclass")
+    for notes in [one for one in ours.handlers if isinstance(one, options.Notes)]:
+        lines = Lines(notes.level)
+        ours.removeHandler(notes)
+        ours.addHandler(lines)
+        logging.getLogger("uvicorn").handlers = [lines]
 
 
 def _token(given: str | None, file: Path | None) -> str | None:
@@ -160,8 +195,12 @@ def _token(given: str | None, file: Path | None) -> str | None:
     if file is not None:
         try:
             given = (file.read_text(encoding="utf-8").splitlines() or [""])[0]
+        except FileNotFoundError:
+            make = MAKE_TOKEN.format(file=shlex.quote(str(file)))
+            raise UsageError(f"cannot read the admin token: there is no file {str(file)!r}; make one: {make}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the admin token from {str(file)!r}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot read the admin token from {str(file)!r}: {why}") from error
     if given is None:
         return None
     if not (token := given.strip()):

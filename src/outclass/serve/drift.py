@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("outclass")
 
+ENDS = "it stays until POST /v1/drift/restart (admin token)"
+
 WAITING = 1000  # answers whose verdicts may wait; whoever brings one more waits until they are taken
 
 
@@ -91,7 +93,7 @@ class Drift:
                 if version != self._version:
                     continue
                 for alarm in monitor.update(verdicts):
-                    log.warning("%s", "; ".join([f"version {version}: {alarm.text}", *alarm.details()]))
+                    log.warning("%s", "; ".join([f"version {version}: {alarm.text}", *alarm.details(), ENDS]))
             return self._current()
 
     def _follow(self) -> None:

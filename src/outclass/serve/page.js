@@ -3,7 +3,13 @@
   const BATCH = 16, BYTES = 24 << 20; // of one request
   const say = (zone, text) => { zone.querySelector(".oc-sending").textContent = text; };
 
-  let waiting = false; // on a telephone the cards are below everything else: they are shown once they are there
+  // On a telephone the answer is below everything else. It is shown when it comes, and again where what is drawn after
+  // it, in pieces, has moved it: for some seconds, or until somebody touches the page and looks where they want.
+  let waiting = false, until = 0, timer = 0;
+  const wait = () => { waiting = innerWidth <= 700; };
+  const show = () => { if (performance.now() < until) document.querySelector("#oc-said").scrollIntoView({ block: "start" }); };
+  for (const kind of ["pointerdown", "keydown", "wheel"])
+    document.addEventListener(kind, () => { waiting = false; until = 0; }, { capture: true, passive: true });
 
   // Gradio is told of an upload through a hidden text box, as if somebody had typed the ticket.
   function hand(target, tickets) {
@@ -11,7 +17,7 @@
     const kind = box.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
     Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(box, tickets);
     box.dispatchEvent(new Event("input", { bubbles: true }));
-    waiting = target === "oc-check" && innerWidth <= 700;
+    if (target === "oc-check") wait();
   }
 
   async function send(zone, files) {
@@ -71,6 +77,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-oc]");
     if (button) acts[button.dataset.oc](button, button.closest(".oc-zone"));
+    if (event.target.closest?.("#oc-judge")) wait();
   });
   document.addEventListener("change", (event) => {
     if (!event.target.matches?.('.oc-zone input[type="file"]')) return;
@@ -110,9 +117,13 @@
     if (changes.some((one) => one.target.closest?.("#oc-histogram"))) setTimeout(place, 100);
     const language = document.querySelector(".oc-head")?.lang;
     if (language && document.documentElement.lang !== language) document.documentElement.lang = language;
-    if (waiting && document.querySelector(".oc-status:not(:empty)")) {
+    if (waiting && changes.some((one) => one.target.closest?.("#oc-said"))) {
       waiting = false;
-      document.querySelector("#oc-said").scrollIntoView({ block: "start" });
+      until = performance.now() + 5000;
+    }
+    if (performance.now() < until) {
+      clearTimeout(timer);
+      timer = setTimeout(show, 100);
     }
   }).observe(document.documentElement, { subtree: true, childList: true });
 })();

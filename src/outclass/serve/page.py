@@ -54,6 +54,11 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
+def has_gradio() -> bool:
+    """Whether there can be a page."""
+    return importlib.util.find_spec("gradio") is not None
+
+
 def add_page(app: FastAPI, service: Service, admin_token: str | None) -> None:
     """Serve the page at ``/``; where Gradio is not installed, words that say how to get it.
 
@@ -62,7 +67,7 @@ def add_page(app: FastAPI, service: Service, admin_token: str | None) -> None:
         service: what both share.
         admin_token: lets a visitor publish a changed guard; None = nobody can.
     """
-    if importlib.util.find_spec("gradio") is None:
+    if not has_gradio():
         say(app, NO_GRADIO)
         return
     folder = tempfile.mkdtemp(prefix="outclass-page-")  # Gradio wants one; nothing of a visitor is written to it

@@ -18,6 +18,7 @@ from outclass.serve.service import ConflictError, SavingError, Service
 from outclass.serve.words import LANGUAGES, preferred, text
 
 RATES = ("1 %", "5 %", "10 %", "20 %")
+DIGITS = 6  # of the threshold, significant
 ORDERS = ("unknown", "known", "dropped")
 LETTERS = 200_000  # of the text box with the classes
 AT_ONCE, WAITING = 8, 64  # events that run, events that wait
@@ -323,7 +324,10 @@ def share(rate: str) -> float:
 
 
 def slider(session: Session) -> Any:
-    """The threshold from below the least to above the greatest score seen, as far as the detector can reach."""
+    """The threshold from below the least to above the greatest score seen, as far as the detector can reach.
+
+    It shows few digits, and the session keeps them all: nothing is decided by what is shown until somebody moves it.
+    """
     threshold = session.guard.threshold
     values = [one.ood_score for _, one in session.verdicts() if one.ood_score is not None]
     if threshold is not None:
@@ -339,4 +343,5 @@ def slider(session: Session) -> Any:
     if end >= most:
         end = most - step / 10
     value = threshold.value if threshold is not None else (low + high) / 2
-    return gr.update(minimum=round(start, 9), maximum=round(end, 9), step=step / 10, value=value, interactive=True)
+    shown = float(f"{value:.{DIGITS}g}")
+    return gr.update(minimum=round(start, 9), maximum=round(end, 9), step=step / 10, value=shown, interactive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from html import escape
 
@@ -16,6 +17,7 @@ from outclass.serve.page_session import Seen
 from outclass.serve.words import text
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 344, 150, 8, 24, 26  # of the histogram, CSS pixels
+NEWS = itertools.count()
 KIND = {True: "ood", False: "id", None: "open"}
 
 
@@ -68,8 +70,10 @@ def zone(language: str, target: str, limit: int, camera: bool = False) -> str:
 
 
 def status(message: str, wrong: bool = False) -> str:
-    """What was just done, read out by screen readers."""
-    return f'<p class="oc-status{" oc-wrong" * wrong}" role="status" aria-live="polite">{escape(visible(message))}</p>'
+    """What was just done, read out by screen readers; numbered, so that the same words are news to a browser."""
+    kind = f"oc-status{' oc-wrong' * wrong}"
+    said = escape(visible(message))
+    return f'<p class="{kind}" role="status" aria-live="polite" data-number="{next(NEWS)}">{said}</p>'
 
 
 def hint(words: str) -> str:

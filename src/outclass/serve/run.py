@@ -118,7 +118,8 @@ def _waiting(listening: socket.socket) -> Iterator[socket.socket]:
 def server(app: Any, service: Service) -> Server:
     """A server that is not running yet."""
     config = uvicorn.Config(
-        app, http=Patient, ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on",
+        app, http=Patient, ws="none", log_config=None, log_level="warning", access_log=False, server_header=False,
+        lifespan="on",
         timeout_keep_alive=round(IDLE_SECONDS), limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=round(service.limits.seconds) + 5,
     )  # fmt: skip
