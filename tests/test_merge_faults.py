@@ -65,7 +65,7 @@ def test_a_part_that_is_not_finished_is_named(many, tmp_path):
     with ShardedScan(fresh(), many, tmp_path / "out", 5, part=(2, 3)) as scanned:
         for _ in range(7):
             next(scanned)
-    said = refused([tmp_path / "out"], tmp_path / "whole", UsageError, "1 of 3 parts did not come to their end")
+    said = refused([tmp_path / "out"], tmp_path / "whole", UsageError, "1 of 3 parts did not come to its end")
     assert "--shard 2/3 --shard-rows 5" in said
     parts(many, tmp_path / "out", (2,))
     merge([tmp_path / "out"], tmp_path / "whole")
@@ -74,7 +74,8 @@ def test_a_part_that_is_not_finished_is_named(many, tmp_path):
 def test_a_part_without_its_last_word_is_not_finished(many, tmp_path):
     parts(many, tmp_path / "out", (1, 2), 2)
     (tmp_path / "out" / "summary-1-of-2.json").unlink()  # killed behind the last shard
-    assert "--shard 1/2" in refused([tmp_path / "out"], tmp_path / "whole", UsageError, "come to their end")
+    said = refused([tmp_path / "out"], tmp_path / "whole", UsageError, "1 of 2 parts did not come to its end")
+    assert "--shard 1/2" in said
     parts(many, tmp_path / "out", (1,), 2)
     merge([tmp_path / "out"], tmp_path / "whole")
 
@@ -128,7 +129,7 @@ def test_parts_of_another_guard_are_refused_and_what_differs_is_named(many, tmp_
     parts(many, tmp_path / "a", (1,), 2)
     parts(many, tmp_path / "b", (2,), 2, Guard(["red", "blue"], "toy", threshold=-0.8))
     folders = [tmp_path / "a", tmp_path / "b"]
-    refused(folders, tmp_path / "whole", MismatchError, r"threshold value -0\.9, now -0\.8")
+    refused(folders, tmp_path / "whole", MismatchError, r"threshold value: -0\.9 in part 1, -0\.8 in part 2\. ")
     with pytest.raises(MismatchError, match="threshold"):  # and in one folder before anything is judged
         parts(many, tmp_path / "a", (2,), 2, Guard(["red", "blue"], "toy", threshold=-0.8))
     assert not (tmp_path / "a" / "manifest-2-of-2.json").exists()
@@ -137,13 +138,14 @@ def test_parts_of_another_guard_are_refused_and_what_differs_is_named(many, tmp_
 def test_parts_with_shards_of_another_size_are_refused(many, tmp_path):
     parts(many, tmp_path / "a", (1,), 2)
     parts(many, tmp_path / "b", (2,), 2, rows=6)
-    refused([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", MismatchError, "shard rows 5, now 6")
+    refused([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", MismatchError, "shard rows: 5 in part 1, 6 in part 2")
 
 
 def test_parts_of_another_source_are_refused(many, tmp_path):
     parts(many, tmp_path / "a", (1,), 2)
     parts(pictures(tmp_path / "others"), tmp_path / "b", (2,), 2)
-    refused([tmp_path / "a", tmp_path / "b"], tmp_path / "whole", MismatchError, "source .*many, now .*others")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    refused(folders, tmp_path / "whole", MismatchError, "source: .*many in part 1, .*others in part 2")
 
 
 @pytest.mark.parametrize("change", ["added", "renamed"])
@@ -256,7 +258,7 @@ def test_parts_that_run_at_once_and_are_killed_go_on_and_make_the_whole(tmp_path
     for child in children.values():
         child.communicate(timeout=60)
     assert children[2].returncode == -signal.SIGKILL
-    with pytest.raises(UsageError, match=r"1 of 3 parts did not come to their end[^/]*Run:\n.*--shard 2/3"):
+    with pytest.raises(UsageError, match=r"1 of 3 parts did not come to its end[^/]*Run:\n.*--shard 2/3"):
         merge([out], tmp_path / "whole")
     left = [path.name for path in out.glob(".verdicts*.part")]  # perhaps of the killed one
     child = start(COMMAND, *args, "2/3")

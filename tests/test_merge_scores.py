@@ -14,6 +14,8 @@ from test_shards import TOY, fresh, pictures
 
 from outclass import Guard, MismatchError, UsageError
 from outclass.benchmark.own_scores import read_own
+from outclass.benchmark.table import Row, cells
+from outclass.cli.scan_metrics import FIGURES
 from outclass.decide.calibrated import Calibrated, Wanted
 from outclass.decide.calibration import Calibration
 from outclass.decide.counts import Counts
@@ -257,11 +259,16 @@ def test_eval_of_scans_prints_and_writes_their_figures(tmp_path):
     done = command("eval", "--id", known, "--ood", others, "-o", tmp_path / "eval")
     assert done.returncode == 0, done.stderr
     wanted = measure_folders(known, [others]).rows[str(others)]
-    assert f"{100 * wanted.auroc:.2f}" in done.stdout
     about = json.loads((tmp_path / "eval" / "eval.json").read_text("utf-8"))
     (row,) = about["rows"]
     assert {name: row[name] for name in wanted.to_dict()} == wanted.to_dict()
     assert row["detector"] == "max_logit"
+    line = done.stdout.splitlines()[1].split()
+    # As for images: areas are shares, FPR95 is in %.
+    printed = cells([Row(**row)], {}, FIGURES, others=False)[1][0][1].split(" / ")
+    assert line == ["scan_others", "40", "40", *printed]
+    assert line[3] == f"{wanted.auroc:.3f}"
+    assert "FPR95 in %" in done.stderr
     assert (tmp_path / "eval" / "eval.csv").read_text().startswith("detector,ood_set,n_id,n_ood,auroc")
     for options, said in (
         (("--ood", tmp_path / "others"), "so --ood must be such"),

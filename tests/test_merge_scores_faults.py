@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -122,10 +123,11 @@ def test_the_scan_of_an_empty_source_is_one(tmp_path):
 def test_options_that_a_scan_has_settled_are_refused(many, tmp_path, options):
     out = tmp_path / "out"
     scan_to(fresh(), many, out, 5)
+    shutil.copytree(out, tmp_path / "others")
     fresh().save(tmp_path / "my.guard")
     for call in (
         ("calibrate", out, "--guard", tmp_path / "my.guard", "-o", tmp_path / "new.guard", "-a", "0.2"),
-        ("eval", "--id", out, "--ood", out),
+        ("eval", "--id", out, "--ood", tmp_path / "others"),
     ):
         assert run(*call).exit_code == 0
         refused = run(*call, *options)
@@ -136,7 +138,8 @@ def test_options_that_a_scan_has_settled_are_refused(many, tmp_path, options):
 @pytest.mark.parametrize("options", [("--allow-failed", "3"), ("--false-alarm-rate", "0.1")])
 def test_what_a_measurement_of_scans_would_pass_over_is_refused(many, tmp_path, options):
     scan_to(fresh(), many, tmp_path / "out", 5)
-    refused = run("eval", "--id", tmp_path / "out", "--ood", tmp_path / "out", *options)
+    shutil.copytree(tmp_path / "out", tmp_path / "others")
+    refused = run("eval", "--id", tmp_path / "out", "--ood", tmp_path / "others", *options)
     assert isinstance(refused.exception, UsageError)
     assert f"{options[0]} is for images" in str(refused.exception)
 
@@ -150,5 +153,6 @@ def test_images_are_not_measured_against_a_scan(many, tmp_path):
 
 def test_a_folder_named_by_a_dot_has_its_own_name_in_the_table(many, tmp_path, monkeypatch):
     scan_to(fresh(), many, tmp_path / "out", 5)
+    shutil.copytree(tmp_path / "out", tmp_path / "others")
     monkeypatch.chdir(tmp_path / "out")
-    assert "\nout " in run("eval", "--id", ".", "--ood", ".").stdout
+    assert "\nout " in run("eval", "--id", "../others", "--ood", ".").stdout

@@ -21,10 +21,11 @@ from outclass.serve.service import Service
 
 EXACT = -0.91234567  # shown as -0.912346, which is lower
 NARROW = {"viewport": {"width": 390, "height": 844}}
-IN_SIGHT = """() => [...document.querySelectorAll("#oc-said .oc-status, #oc-counts h2, .oc-card")].slice(0, 3).every(one => {
+FIRST = "#oc-said .oc-status, #oc-counts h2, .oc-card"
+IN_SIGHT = f"""() => [...document.querySelectorAll("{FIRST}")].slice(0, 3).every((one) => {{
   const box = one.getBoundingClientRect();
   return box.height > 0 && box.top >= 0 && box.top < innerHeight - 100;
-}) && document.querySelector("#oc-said").getBoundingClientRect().top < 40"""
+}}) && document.querySelector("#oc-said").getBoundingClientRect().top < 40"""
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from conftest import BLUE, RED, picture, unit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outclass import Guard, MismatchError, UsageError
+from outclass import Guard, MismatchError, UsageError, stored
 from outclass.records import Features
 from outclass.stream import METHODS, batches, noise_images
 
@@ -174,7 +174,7 @@ def test_a_snapshot_is_refused_by_whatever_did_not_make_it(tmp_path):
     for what, other in others.items():
         with pytest.raises(MismatchError, match=f"another {what}"):
             other.stream("dictionary").restore(path)
-    with pytest.raises(MismatchError, match=r"another method: capacity 512, not 9; weight 0.5, not 1.0; restore"):
+    with pytest.raises(MismatchError, match=r"same method with other parameters: capacity 512, not 9; weight 0\.5, "):
         one.stream("dictionary:capacity=9,weight=1").restore(path)
     with pytest.raises(MismatchError, match='another method: name "dictionary", not "tanl"; restore'):
         one.stream("tanl").restore(path)
@@ -189,6 +189,40 @@ def test_a_snapshot_is_refused_by_whatever_did_not_make_it(tmp_path):
     with pytest.raises(MismatchError, match="damaged"):
         stream.restore(tmp_path / "cut.stream")
     assert stream.seen == 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_images_of_a_snapshot_are_known_again_and_those_of_one_run_count_as_new(tmp_path, method):
+    one, vectors, path = guard(), colours(40, known=0.5), tmp_path / "memory.stream"
+    stream = one.stream(method)
+    stream.check_vectors(np.concatenate([vectors, vectors]))
+    assert stream.seen_again == 0
+    stream.snapshot(path)
+    later = one.stream(method)
+    later.restore(path)
+    later.check_vectors(vectors[:7])
+    later.check_vectors(colours(40, seed=4))
+    assert (later.seen, later.seen_again) == (127, 7)
+    later.reset()
+    later.check_vectors(vectors)
+    assert (later.seen, later.seen_again) == (40, 0)
+
+
+def test_a_snapshot_without_prints_is_an_older_one_and_knows_no_image_again(tmp_path):
+    one, path = guard(), tmp_path / "memory.stream"
+    stream = one.stream()
+    stream.check_vectors(colours(30))
+    stream.snapshot(path)
+    about, arrays = stored.load(path, "stream")
+    assert len(arrays.pop("seen")) == 30
+    stored.save(path, "stream", about, arrays)
+    later = one.stream()
+    later.restore(path)
+    assert scores(later.check_vectors(colours(30))) == scores(stream.check_vectors(colours(30)))
+    assert later.seen_again == 0
+    stored.save(path, "stream", about, arrays | {"seen": np.zeros((2, 2), np.uint64)})
+    with pytest.raises(MismatchError, match="damaged snapshot"):
+        later.restore(path)
 
 
 def test_what_cannot_be_is_refused():

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,8 @@ log = logging.getLogger("outclass")
 
 KIND = "stream"
 BATCH = 64  # images a batch, as OODD was published
+SEEN = "seen"  # in a snapshot: prints of the last images
+PRINTS = 65_536  # of 8 bytes
 METHODS: dict[str, type[Streaming]] = {one.info.name: one for one in (Dictionary, TANL, AdaNeg)}
 NO_THRESHOLD = (
     "no threshold: ood_score ranks the images of this stream, but nothing decides is_ood. Calibrate the guard before "
@@ -71,6 +74,8 @@ class Stream:
     Attributes:
         detector: scores, and holds the memory.
         seen: images judged so far, those that could not be read left out.
+        seen_again: of the images judged since ``restore``, those that the snapshot's stream had judged among its last
+            65,536; their names do not matter.
     """
 
     def __init__(
@@ -88,7 +93,11 @@ class Stream:
         judge.check_ready()
         if judge.tiling:
             raise UsageError("this guard was calibrated on parts of images; a stream judges whole ones: calibrate anew")
-        self.encoder, self.batch, self.learn_first, self.seen = encoder, whole(batch, "batch"), learn_first, 0
+        self.encoder, self.batch, self.learn_first = encoder, whole(batch, "batch"), learn_first
+        self.seen = self.seen_again = 0
+        self._prints: deque[int] = deque(maxlen=PRINTS)
+        self._earlier: frozenset[int] = frozenset()  # the prints of a snapshot
+        self._named = method
         self.detector = _detector(method, judge, encoder, reader)
         self._reader, self._threads = reader, threads
         self._maker = _maker(encoder, judge)
@@ -158,7 +167,9 @@ class Stream:
     def reset(self) -> None:
         """Forget everything that was learned: the next image is the first."""
         self.detector.reset()
-        self.seen = 0
+        self.seen = self.seen_again = 0
+        self._prints.clear()
+        self._earlier = frozenset()
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to one file (safetensors and JSON), with the maker that it belongs to; the stream goes on.
@@ -166,7 +177,8 @@ class Stream:
         Raises:
             UsageError: the place cannot be written to.
         """
-        stored.save(path, KIND, self._about() | {"seen": self.seen}, self.detector.memory())
+        arrays = self.detector.memory() | {SEEN: np.array(self._prints, np.uint64)}
+        stored.save(path, KIND, self._about() | {"seen": self.seen}, arrays)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Put back what ``snapshot`` wrote: scores go on as if nothing had happened since.
@@ -178,18 +190,42 @@ class Stream:
         about, arrays = stored.load(path, KIND)
         name = os.fspath(path)
         for key, own in self._about().items():
-            if about.get(key) != own:
-                raise MismatchError(
-                    f"{name!r} was taken from a stream of another {key.replace('_', ' ')}: "
-                    f"{_differing(about.get(key), own)}; restore it with the guard and the options that made it, or "
-                    "begin anew"
-                )
+            its = about.get(key)
+            if its == own:
+                continue
+            if key == "method" and isinstance(its, dict) and its.get("name") == own["name"]:
+                raise MismatchError(self._other_parameters(name, its.get("params") or {}))
+            raise MismatchError(
+                f"{name!r} was taken from a stream of another {key.replace('_', ' ')}: "
+                f"{_differing(its, own)}; restore it with the guard and the options that made it, or begin anew"
+            )
         try:
             seen = whole(about["seen"], "seen", least=0)
+            prints = arrays.pop(SEEN, np.empty(0, np.uint64))  # older snapshots have none
+            if prints.ndim != 1 or prints.dtype != np.uint64:
+                raise ValueError(f"{SEEN} must be (n,) uint64")
             self.detector.remember(arrays)
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise MismatchError(f"{name!r} is a damaged snapshot: {error}") from error
-        self.seen = seen
+        self.seen, self.seen_again = seen, 0
+        self._prints = deque(prints.tolist(), PRINTS)
+        self._earlier = frozenset(self._prints)
+
+    def _other_parameters(self, name: str, its: dict[str, Any]) -> str:
+        """Why a snapshot of the same method is refused, and what would take it."""
+        own, (_, given) = self.detector.params, read_name(self._named)
+        if "floor" not in its or "floor" in given or {**its, "floor": None} != {**own, "floor": None}:
+            return (
+                f"{name!r} was taken from a stream of the same method with other parameters: {_differing(its, own)}; "
+                "restore it with the guard and the options that made it, or begin anew"
+            )
+        kept = f"{self._named}{',' if given else ':'}floor={json.dumps(its['floor'])}"
+        was, now = ("none" if one is None else f"{one:.6g}" for one in (its["floor"], own["floor"]))
+        return (
+            f"the guard's threshold has changed since {name!r} was taken, from {was} to {now}, and the dictionary "
+            f"takes only images above it, its floor. To keep the memory, keep its floor: --method {kept}, in Python "
+            f"guard.stream({kept!r}); or begin anew"
+        )
 
     def _about(self) -> dict[str, Any]:
         method = {"name": self.detector.info.name, "params": self.detector.params}
@@ -207,6 +243,9 @@ class Stream:
             verdicts = list(self.judge.verdicts(batch))
             self.detector.learn(batch.vectors)
         self.seen += len(batch.vectors)
+        prints = _prints(batch.vectors)
+        self.seen_again += sum(one in self._earlier for one in prints)
+        self._prints.extend(prints)
         return verdicts
 
     @property
@@ -318,6 +357,15 @@ def _maker(encoder: Encoder, judge: Judge) -> dict[str, Any]:
         "detector": {"name": judge.detector.info.name, "params": judge.detector.params},
         "words": digest.hexdigest()[:16],
     }
+
+
+def _prints(vectors: Vectors) -> list[int]:
+    """(n, d) float32 unit rows -> n numbers of 64 bits, by which images are known again.
+
+    Rounded, as the last bits of a vector depend on the batch that it was encoded in.
+    """
+    rounded = np.round(vectors * 1024).astype(np.int16)
+    return [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rounded]
 
 
 def _number(threshold: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,8 @@ from outclass.cli.stopping import stopping
 if TYPE_CHECKING:
     from outclass.report.outputs import Format
     from outclass.scan import Scan
+
+log = logging.getLogger("outclass")
 
 MEMORY = "Memory"
 
@@ -89,6 +92,12 @@ def stream(
         _through(scanned, sinks, out, format)  # type: ignore[arg-type]
     if memory is not None:
         judged.snapshot(memory)
+        if 2 * judged.seen_again > judged.seen - before:
+            log.warning(
+                "%d of these %d images were seen with this memory before, and it has learned from them once more. If "
+                "you meant to repeat a run, remove %s and run it again, or go on with a copy from before it",
+                judged.seen_again, judged.seen - before, memory,
+            )  # fmt: skip
     if table:
         table.close()
         decided = f"{scanned.n_id} ID, {scanned.n_ood} OOD; " if scanned.n_id or scanned.n_ood else ""

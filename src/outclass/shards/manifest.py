@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,13 +19,13 @@ from outclass.errors import MismatchError
 from outclass.guard import Guard
 from outclass.images.sources import Source, printable
 from outclass.report.outputs import Format, write_json
+from outclass.shards.differing import before_and_now
 from outclass.words.classes import ClassName
 
 MANIFEST = "manifest.json"
 OF_PART = re.compile(r"manifest-(\d+)-of-(\d+)\.json")
 SCHEMA = 1
 HASH_BYTES = 16
-SHOWN = 60  # signs of a value in a message
 
 NO_MATTER_OF_SCORES = ("threshold", "calibration", "max_pixels", "source", "fps", "column")  # keys of a maker
 
@@ -111,6 +111,11 @@ class Manifest:
         return {name: value for name, value in self.maker.items() if name not in NO_MATTER_OF_SCORES}
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Whatever the files depend on."""
+        return {**self.maker, "shard rows": self.shard_rows, "format": self.format}
+
+    @property
     def rows(self) -> int:
         """In finished shards."""
         return sum(shard.rows for shard in self.shards.values())
@@ -142,11 +147,23 @@ class Manifest:
         """
         path = folder / named(MANIFEST, part)
         try:
-            about = json.loads(path.read_text("utf-8"))
+            return cls.read(path, part)
         except FileNotFoundError:
             return None
+        except MismatchError:
+            raise
         except (OSError, ValueError) as error:
-            raise MismatchError(f"{str(path)!r} cannot be read: {error}; scan into a new folder") from error
+            raise MismatchError(f"{str(path)!r} is damaged, or no manifest: {error}; name a new folder") from error
+
+    @classmethod
+    def read(cls, path: Path, part: Part | None = None) -> Manifest:
+        """Read its file.
+
+        Raises:
+            OSError, ValueError: it is not there, damaged, or no manifest of this part.
+            MismatchError: it is of another schema.
+        """
+        about = json.loads(path.read_text("utf-8"))
         try:
             if about["schema"] != SCHEMA:
                 raise MismatchError(
@@ -160,16 +177,12 @@ class Manifest:
                 raise ValueError(f"it is of the part {about['part']}")
             of_part = (part, about["images"], about["ids"]) if part else ()
             return cls(dict(about["maker"]), about["shard_rows"], about["format"], shards, about["complete"], *of_part)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, MismatchError):
-                raise
-            raise MismatchError(f"{str(path)!r} is no manifest of outclass ({error}); name a new folder") from error
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not what outclass writes ({error})") from error
 
     def differs(self, now: Manifest) -> list[str]:
         """What would make other verdicts; empty where nothing would."""
-        was_made = {**self.maker, "shard rows": self.shard_rows, "format": self.format}
-        made_now = {**now.maker, "shard rows": now.shard_rows, "format": now.format}
-        return list(differences(was_made, made_now))
+        return before_and_now(self.about, now.about)
 
     def check(self, now: Manifest, folder: Path) -> None:
         """Refuse to go on with what would make other verdicts.
@@ -339,29 +352,3 @@ def _line(one: ClassName) -> str:
         + (f" | {'; '.join(one.synonyms)}" if one.synonyms else "")
         + (f" @ {'; '.join(one.attributes)}" if one.attributes else "")
     )
-
-
-def differences(was: dict[str, Any], now: dict[str, Any], where: str = "") -> Iterator[str]:
-    """What differs between two makers, in words."""
-    for key in was | now:
-        before, after = was.get(key), now.get(key)
-        if before == after:
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from differences(before, after, f"{where}{key} ")
-            continue
-        if isinstance(before, list) and isinstance(after, list):  # what is only in the one or the other
-            lost, added = [one for one in before if one not in after], [one for one in after if one not in before]
-            before, after = (lost, added) if lost or added else (before, after)
-        if isinstance(before, str) and isinstance(after, str) and max(len(before), len(after)) > SHOWN:
-            shared = len(os.path.commonprefix([before, after]))  # noqa: RUF071 (of letters)
-            alike = max(0, shared - SHOWN // 2)  # the difference is to be seen
-            before, after = (f"{'…' if alike else ''}{text[alike:]}" for text in (before, after))
-        yield f"{where}{key} {_short(before)}, now {_short(after)}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        value = ", ".join(map(str, value)) or "no others"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

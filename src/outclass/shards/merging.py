@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +18,9 @@ from outclass.known import named as some_of
 from outclass.progress import track
 from outclass.report.html import HtmlReport
 from outclass.report.outputs import VERDICTS, read_file, write_json
-from outclass.shards.manifest import Manifest, Part, Shard, Whole, named, parts_in
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A part, or a whole scan, and where it lies."""
-
-    folder: Path
-    part: Part | None
-    manifest: Manifest
-
-    @property
-    def label(self) -> str:
-        """In messages."""
-        return f"part {self.part[0]} of {self.part[1]} in {str(self.folder)!r}" if self.part else repr(str(self.folder))
-
-    def summary(self) -> dict[str, Any] | None:
-        """What its run said of itself at its end; None where it did not come to say it."""
-        try:
-            said: dict[str, Any] = json.loads((self.folder / named("summary.json", self.part)).read_text("utf-8"))
-            return said if said["images"] == self.manifest.rows else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+from outclass.shards.differing import side_by_side
+from outclass.shards.manifest import MANIFEST, Manifest, Part, Shard, Whole, named, parts_in
+from outclass.shards.parts import Found, how_to_make, label, new_home
 
 
 def merge(
@@ -104,29 +82,45 @@ def merge(
         return summary
 
 
-def _find(folders: list[Path]) -> list[_Found]:
+def _find(folders: list[Path]) -> list[Found]:
     """All parts, by their number; the copies of a part count once.
 
     Raises:
         UsageError: there are none in a folder, some are missing, or they are those of different cuts.
+        MismatchError: a manifest is damaged.
     """
-    found: dict[Part | None, _Found] = {}
+    found: dict[Part | None, Found] = {}
+    damaged: list[tuple[Path, Part | None, Exception]] = []
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"no such folder: {str(folder)!r}")
         here: list[Part | None] = [*parts_in(folder)]
         for part in here or [None]:
-            manifest = Manifest.load(folder, part)
-            if manifest is None:
-                raise UsageError(
-                    f"{str(folder)!r} holds no part of a scan; expected manifest-1-of-8.json or the like, as outclass "
-                    "scan PHOTOS --shard 1/8 --shard-rows N -o DIR writes it"
-                )
-            one = _Found(folder, part, manifest)
+            try:
+                manifest = Manifest.read(folder / named(MANIFEST, part), part)
+            except MismatchError:
+                raise
+            except (OSError, ValueError) as error:
+                if part is None and (isinstance(error, FileNotFoundError) or not list(folder.glob(f"{VERDICTS}-*"))):
+                    raise UsageError(
+                        f"{str(folder)!r} holds no part of a scan; expected manifest-1-of-8.json or the like, as "
+                        "outclass scan PHOTOS --shard 1/8 --shard-rows N -o DIR writes it"
+                    ) from error
+                damaged.append((folder, part, error))
+                continue
+            one = Found(folder, part, manifest)
             if part not in found:
                 found[part] = one
             elif found[part].manifest != manifest:
                 raise UsageError(f"{found[part].label} is not {one.label}: leave out the one that you do not mean")
+    if damaged := [one for one in damaged if one[1] not in found]:  # of a copy the other is as good
+        whose, files, lines = [], [], []
+        for folder, part, reason in damaged:
+            whose.append(label(folder, part))
+            files.append(shlex.quote(str(folder / named(MANIFEST, part))))
+            lines.append(f"{how_to_make(list(found.values()), part, folder)}   # {reason}")
+        what = f"the manifest of {' and of '.join(whose)} is damaged"
+        raise MismatchError(_missing(what, lines, f"Remove {' and '.join(files)}, and run:"))
     cuts = {part and part[1] for part in found}
     if len(cuts) > 1:
         labels = [one.label for one in found.values()]
@@ -135,12 +129,12 @@ def _find(folders: list[Path]) -> list[_Found]:
     (n,) = cuts
     if n is not None and len(parts) < n:
         there = {part[0] for part in found if part}
-        lines = [_how_to_make(parts, (i, n)) for i in range(1, n + 1) if i not in there]
-        raise UsageError(_missing(f"{len(lines)} of {n} parts are missing", lines))
+        lines = [how_to_make(parts, (i, n), new_home(parts, i)) for i in range(1, n + 1) if i not in there]
+        raise UsageError(_missing(f"{len(lines)} of {n} parts {'is' if len(lines) == 1 else 'are'} missing", lines))
     return parts
 
 
-def _check_alike(parts: list[_Found]) -> None:
+def _check_alike(parts: list[Found]) -> None:
     """Refuse parts that another guard judged, or of which another was cut.
 
     Raises:
@@ -148,14 +142,15 @@ def _check_alike(parts: list[_Found]) -> None:
     """
     first, *others = parts
     for other in others:
-        if differs := first.manifest.differs(other.manifest):
+        names = f"part {first.part and first.part[0]}", f"part {other.part and other.part[0]}"
+        if differs := side_by_side(first.manifest.about, other.manifest.about, names):
             raise MismatchError(
                 f"{first.label} and {other.label} are not of one scan: {'; '.join(differs)}. Make one of them again, "
                 "with the command of the other, into a new folder"
             )
 
 
-def _check_finished(parts: list[_Found]) -> list[dict[str, Any]]:
+def _check_finished(parts: list[Found]) -> list[dict[str, Any]]:
     """The summaries of all parts.
 
     Raises:
@@ -163,9 +158,18 @@ def _check_finished(parts: list[_Found]) -> list[dict[str, Any]]:
         MismatchError: they did not see the same images.
     """
     summaries = [one.summary() if one.manifest.complete else None for one in parts]
-    if lines := [_how_to_make(parts, one.part) for one, said in zip(parts, summaries, strict=True) if said is None]:
-        raise UsageError(_missing(f"{len(lines)} of {len(parts)} parts did not come to their end", lines))
     first, *others = parts
+    if lines := [
+        how_to_make(parts, one.part, one.folder) for one, said in zip(parts, summaries, strict=True) if said is None
+    ]:
+        if first.part is None:
+            raise UsageError(
+                f"{first.label} holds one scan that was not cut into parts, and it is not finished: "
+                f"{first.manifest.rows:,} rows so far. There is nothing to merge; run the command that began it again, "
+                f"and it goes on:\n  {lines[0]}"
+            )
+        their = "its" if len(lines) == 1 else "their"
+        raise UsageError(_missing(f"{len(lines)} of {len(parts)} parts did not come to {their} end", lines))
     for other in others:
         ours, theirs = first.manifest, other.manifest
         if (ours.images, ours.ids) != (theirs.images, theirs.ids):
@@ -177,7 +181,7 @@ def _check_finished(parts: list[_Found]) -> list[dict[str, Any]]:
     return [said for said in summaries if said is not None]
 
 
-def _check_shards(parts: list[_Found]) -> dict[int, int]:
+def _check_shards(parts: list[Found]) -> dict[int, int]:
     """Where every shard of the source is: its number -> the place of its part.
 
     Raises:
@@ -188,7 +192,7 @@ def _check_shards(parts: list[_Found]) -> dict[int, int]:
     lines = []
     for one in parts:
         if damaged := [shard.file for shard in one.manifest.in_order() if not shard.is_whole(one.folder)]:
-            lines.append(f"{_how_to_make(parts, one.part)}   # {one.label}: {some_of(damaged)}")
+            lines.append(f"{how_to_make(parts, one.part, one.folder)}   # {one.label}: {some_of(damaged)}")
     if lines:
         raise UsageError(_missing("some shards are missing or damaged", lines))
     whole, first = Whole(), parts[0].manifest
@@ -264,19 +268,5 @@ def _report(whole: Manifest, folder: Path, summary: dict[str, Any], thumbnails: 
         page.write(report.render(summary))
 
 
-def _how_to_make(parts: list[_Found], part: Part | None) -> str:
-    """The command that makes a part, as that of another part was typed."""
-    wanted = f"{part[0]}/{part[1]}" if part else ""
-    for one in parts:
-        words = shlex.split((one.summary() or {}).get("command") or "")
-        for at, word in enumerate(words):
-            if one.part and word.removeprefix("--shard=") == f"{one.part[0]}/{one.part[1]}":
-                words[at] = word.replace(f"{one.part[0]}/{one.part[1]}", wanted)
-                return shlex.join(words)
-    cut = f"--shard {wanted} " if part else ""
-    about = parts[0].manifest
-    return f"outclass scan {shlex.quote(about.maker['source'])} {cut}--shard-rows {about.shard_rows} ... -o DIR"
-
-
-def _missing(what: str, lines: list[str]) -> str:
-    return "\n  ".join([f"{what}; nothing was merged. Run:", *lines])
+def _missing(what: str, lines: list[str], run: str = "Run:") -> str:
+    return "\n  ".join([f"{what}; nothing was merged. {run}", *lines])

@@ -28,7 +28,8 @@ from outclass.guard import Guard
 from outclass.images.sources import Folder
 from outclass.learning import Learned
 from outclass.report.outputs import VERDICTS, Format, check_format
-from outclass.shards.manifest import MANIFEST, OF_PART, differences, hash_file, scorer_of
+from outclass.shards.differing import side_by_side
+from outclass.shards.manifest import MANIFEST, OF_PART, hash_file, scorer_of
 from outclass.shards.reading import verdict_files
 
 log = logging.getLogger("outclass")
@@ -59,17 +60,18 @@ class FolderScores:
     scorer: dict[str, Any]
     folder: str
 
-    def check(self, scorer: dict[str, Any], whose: str) -> None:
+    def check(self, scorer: dict[str, Any], whose: str, name: str) -> None:
         """Refuse to mix them with the scores of another guard.
 
         Args:
             scorer: of the other.
             whose: that is, in words.
+            name: of that one, beside the folder's.
 
         Raises:
             MismatchError: it would score otherwise; all that differs is named.
         """
-        if others := list(differences(self.scorer, scorer)):
+        if others := side_by_side(self.scorer, scorer, (repr(self.folder), name)):
             raise MismatchError(
                 f"the scores in {self.folder!r} are not those of {whose}: {'; '.join(others)}. Scores of different "
                 "guards cannot be compared; scan the images again with this one"
@@ -151,7 +153,7 @@ def calibrate_on(
     judge = guard.judge
     judge.check_ready()
     found = read_scores(folder, by_class)
-    found.check(scorer_of(guard), "this guard")
+    found.check(scorer_of(guard), "this guard", "this guard")
     if not found.all.n:
         raise UsageError(
             f"no image in {found.folder!r} has a score, of {found.failed:,} there: it takes the scan of ID images that "
@@ -206,7 +208,7 @@ def measure_folders(known: str | os.PathLike[str], unknown: Iterable[str | os.Pa
     failed, rows = of_id.failed, {}
     for folder in unknown:
         of_ood = read_scores(folder)
-        of_ood.check(of_id.scorer, f"the guard that judged {of_id.folder!r}")
+        of_ood.check(of_id.scorer, f"the guard that judged {of_id.folder!r}", repr(of_id.folder))
         rows[of_ood.folder] = measure_counts(Counts.of_tallies(of_id.all, of_ood.all))
         failed += of_ood.failed
     return ScanMetrics(of_id.scorer["detector"]["name"], rows, failed)
