@@ -13,7 +13,7 @@ import typer
 
 from outclass import __version__, atomic
 from outclass.cli import options
-from outclass.cli.ray import RAY, RayActors, RayGpus, laid_out
+from outclass.cli.ray import RAY, STARTING, RayActors, RayGpus, laid_out
 from outclass.cli.scan import OUT, SOME_FAILED
 from outclass.cli.stopping import stopping
 from outclass.errors import ImageError, UsageError
@@ -119,6 +119,8 @@ def index(
         if layout:
             from outclass.distributed import index_to
 
+            if progress:
+                say(STARTING, style="dim")
             done = index_to(photos, out, name, layout, progress=progress, **wanted)
         else:
             done = build(photos, out, name, progress=progress, **machine, **wanted)

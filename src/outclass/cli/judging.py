@@ -80,8 +80,11 @@ def run(
         if shard_rows is None:
             check_unsharded(out)
         elif layout:
+            from outclass.cli.ray import STARTING
             from outclass.distributed import RayScan
 
+            if progress:
+                say(STARTING, style="dim")
             sharded = RayScan(guard, source, out, layout, shard_rows, format, progress)
         else:
             sharded = ShardedScan(guard, source, out, shard_rows, format, progress, part)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from outclass.distributed import Layout
 
 RAY = "Ray"
+STARTING = "starting the processes that read and encode; the first results take some ten seconds"
 
 RayAddress = Annotated[
     str | None,
@@ -28,7 +29,9 @@ RayAddress = Annotated[
 RayActors = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Processes that encode and judge. Default: as many as there is room for.", rich_help_panel=RAY
+        min=1,
+        help="Processes that encode and judge. Default: one for every four cores, or one for each share of a GPU.",
+        rich_help_panel=RAY,
     ),
 ]
 RayGpus = Annotated[
