@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import sys
 from typing import Annotated
 
@@ -68,7 +70,9 @@ for command in (
     demo, scan, merge, watch, stream, classify, explain, fit, calibrate, evaluate, index, search, discover, add, serve,
     tune, synthesize, export, detectors, encoders, doctor,
 ):  # fmt: skip
-    app.command("eval" if command is evaluate else None)(command)
+    # Typer keeps the line ends of a docstring, which are ragged in a narrower terminal.
+    words = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.getdoc(command) or "")
+    app.command("eval" if command is evaluate else None, help=words)(command)
 
 
 def main() -> None:
