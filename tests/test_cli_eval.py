@@ -191,6 +191,8 @@ def test_nothing_is_written_without_a_folder(folders: Path, monkeypatch: pytest.
         (["--ood", "green"], "--id my_pets --ood others"),
         (["--id", "id/"], "--id my_pets --ood others"),
         (["--id", "id/", "--ood", "green", "--ood", "green/../id"], "--ood green/../id are the same images"),
+        (["--id", "id/", "--ood", "id/red"], "--ood id/red lies inside --id id/, which is read"),
+        (["--id", "id/red", "--ood", "green", "--ood", "id"], "--id id/red lies inside --ood id, which is read"),
         (["--id", "id/", "--ood", "nowhere"], "no such file or folder: 'nowhere'"),
         (["--id", "nowhere/", "--ood", "green"], "nowhere/"),
         (["--id", "id/", "--ood", "green", "--ood", "./green/"], "given twice"),

@@ -186,6 +186,7 @@ def evaluate(
             f"{scans[0]!r} holds the verdicts of a scan, and --id is no such folder: give --ood images, or scan the ID "
             "images with the same guard, outclass scan IMAGES -o DIR, and name that"
         )
+    check_apart(id, ood, within=True)
     own = own_scores(scores or [])
     check_show(show, detectors, [*own, *(["ensemble"] if ensemble else [])])
     if out is not None:
@@ -271,17 +272,31 @@ def own_scores(given: list[str]) -> dict[str, str]:
     return found
 
 
-def check_apart(id: str, ood: list[str]) -> None:
+def check_apart(id: str, ood: list[str], within: bool = False) -> None:
     """Refuse to tell images from themselves, however the folder is written.
 
+    Args:
+        id: the ID images.
+        ood: the OOD sets.
+        within: one folder inside another is wrong, too, as folders of images are read with all that is in them.
+
     Raises:
-        UsageError: an OOD set is the ID images.
+        UsageError: an OOD set is the ID images, or has images in common with them.
     """
-    if same := [folder for folder in ood if os.path.realpath(folder) == os.path.realpath(id)]:
-        raise UsageError(
-            f"--id {id} and --ood {same[0]} are the same images, which nothing can tell apart: every AUROC would be "
-            "0.5; give --ood images of none of your classes"
-        )
+    for folder in ood:
+        known, unknown = Path(os.path.realpath(id)), Path(os.path.realpath(folder))
+        if unknown == known:
+            raise UsageError(
+                f"--id {id} and --ood {folder} are the same images, which nothing can tell apart: every AUROC would be "
+                "0.5; give --ood images of none of your classes"
+            )
+        names = [f"--id {id}", f"--ood {folder}"]
+        if within and (known in unknown.parents or unknown in known.parents):
+            inner, outer = names if unknown in known.parents else names[::-1]
+            raise UsageError(
+                f"{inner} lies inside {outer}, which is read with all its sub-folders: its images would be known and "
+                "unknown; move one of them out of the other"
+            )
 
 
 def check_show(show: str | None, detectors: str, others: list[str]) -> None:
