@@ -238,9 +238,7 @@ def test_the_slider_decides_and_the_order_turns(visit, pictures):
     page = visit()
     drop(page, pictures[:1])
     drop(page, pictures[1:3])  # the ends of the slider move, its thumb stays
-    page.wait_for_function(
-        "Math.abs(document.querySelector('#oc-threshold input[type=range]').value - (-0.9)) < 0.01", timeout=10_000
-    )
+    page.wait_for_function("Math.abs(document.querySelector('#oc-threshold input[type=range]').value - (-0.9)) < 0.01")
     page.locator("#oc-threshold input[type=range]").focus()
     page.keyboard.press("End")
     page.wait_for_function("document.querySelector('#oc-counts').textContent.includes('3 known, 0 unknown')")

@@ -40,7 +40,7 @@ def shut(**options):
 
 
 def wait_until(condition):
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -114,7 +114,7 @@ def test_an_upload_that_trickles_is_ended():
 
 
 def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_queue():
-    with shut(seconds=0.4) as (made, address, _):
+    with shut(seconds=1.5) as (made, address, _):  # for the upload, too
         said = httpx.post(f"{address}/v1/check", files=ONE * 40, timeout=20)
         assert (said.status_code, said.json()["code"]) == (503, "unavailable")
         assert "retry-after" in said.headers
@@ -122,21 +122,20 @@ def test_an_answer_that_takes_too_long_is_given_up_and_frees_the_queue():
 
 
 def test_a_full_queue_says_when_to_come_again_and_serves_the_rest():
-    with shut(queue_images=40) as (_, address, slow):
+    with shut(queue_images=40) as (_, address, slow), httpx.Client(base_url=address, timeout=60) as session:
         codes = []
         threads = [
-            threading.Thread(target=lambda: codes.append(httpx.post(f"{address}/v1/check", files=ONE * 40, timeout=30)))
-            for _ in range(12)
+            threading.Thread(target=lambda: codes.append(session.post("/v1/check", files=ONE * 40))) for _ in range(12)
         ]
         for one in threads:
             one.start()
         wait_until(lambda: len(codes) >= 5)
         assert {one.status_code for one in codes} == {429}
         assert {one.headers["retry-after"] for one in codes} == {"1"}
-        assert httpx.get(f"{address}/healthz").status_code == 200
+        assert session.get("/healthz").status_code == 200
         slow.door.set()
         for one in threads:
-            one.join(30)
+            one.join(60)
         served = [one for one in codes if one.status_code == 200]
         assert 1 <= len(served) < 12
         assert all(len(one.json()["verdicts"]) == 40 for one in served)
@@ -145,7 +144,7 @@ def test_a_full_queue_says_when_to_come_again_and_serves_the_rest():
 def test_a_client_that_goes_gives_its_place_back():
     with shut(queue_images=64) as (made, address, slow):
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{address}/v1/check", files=ONE * 64, timeout=0.5)
+            httpx.post(f"{address}/v1/check", files=ONE * 64, timeout=httpx.Timeout(20, read=0.5))
         wait_until(lambda: made.service.batcher.queued == (0, 0))
         slow.door.set()
         assert httpx.post(f"{address}/v1/check", files=ONE * 64, timeout=20).status_code == 200

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import calendar
+import errno
 import importlib.util
 import logging
+import os
 import re
 import shlex
 import subprocess
@@ -11,9 +14,10 @@ import sys
 import time
 
 import pytest
-from conftest import GREEN, calibrated, encoded, picture, run
+from conftest import GREEN, ROOT, calibrated, encoded, picture, run
 
 pytest.importorskip("fastapi")
+import httpx
 from serving import ADMIN, client, files
 
 TOY = ("serve", "--classes", "red,blue", "--encoder", "toy", "--threshold", "-0.9")
@@ -75,10 +79,43 @@ def test_the_lines_of_the_log_have_their_time_and_errors_their_trace(started, mo
     words = [TIME.sub("", line) for line in lines]
     assert words[0].startswith("listening on 0.0.0.0")
     assert words[1:] == ["drift, it seems", "Invalid HTTP request received.", "request 7 failed"]
-    then = time.mktime(time.strptime(lines[0][:20], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+    then = calendar.timegm(time.strptime(lines[0][:20], "%Y-%m-%dT%H:%M:%SZ"))
     assert before - 2 < then < time.time() + 2
     assert "ZeroDivisionError: division by zero" in said
     assert "drift, it seems" not in started("--no-page", "-q", at_work=fail).output
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_log_that_nobody_reads_any_more_stops_no_answer():
+    line = [sys.executable, "-m", "outclass", *TOY, "--port", "0", "--no-page", "-v"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        try:
+            address = re.search(r"(http://\S+) serves", running.stderr.readline())[1]
+            assert "Ctrl-C ends" in running.stderr.readline()
+            running.stderr.close()
+            for _ in range(3):  # each writes a line
+                said = httpx.post(f"{address}/v1/check", files=files(("x", encoded(picture(GREEN)))), timeout=60)
+                assert said.json()["verdicts"][0]["is_ood"]
+            running.terminate()
+            assert running.wait(60) == 0
+        finally:
+            running.kill()
+
+
+def test_a_full_disk_under_the_log_stops_nothing(started, monkeypatch):
+    def full(*words, **style):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def warn():
+        monkeypatch.setattr("outclass.cli.show.say", full)
+        logging.getLogger("outclass").warning("drift, it seems")
+
+    assert started("--no-page", at_work=warn).exit_code == 0
+
+
+def test_the_help_names_the_extra_of_the_page():
+    assert "outclass[page]" in "".join(run("serve", "--help").output.split())
 
 
 def test_the_line_of_an_alarm_says_what_ends_it(monkeypatch, caplog):

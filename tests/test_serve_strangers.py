@@ -122,10 +122,11 @@ def test_an_answer_that_takes_its_time_comes(monkeypatch):
     slow = SlowEncoder()
     made = setting(Guard(["red", "blue"], slow, threshold=-0.9))
     slow.door.clear()
-    with impatient(monkeypatch, made, 0.2) as (address, port), socket.create_connection(("127.0.0.1", port)) as line:
-        request = httpx.Request("POST", f"{address}/v1/check", files=ONE)
-        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        line.sendall(f"POST /v1/check HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    request = httpx.Request("POST", "http://localhost/v1/check", files=ONE)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    whole = f"POST /v1/check HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+    with impatient(monkeypatch, made) as (_, port), socket.create_connection(("127.0.0.1", port)) as line:
+        line.sendall(whole)
         time.sleep(1.5)
         slow.door.set()
         assert b'"label":"red"' in ended(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import time
@@ -52,7 +53,7 @@ def serve(
         typer.Option(help="File that every changed guard is written to, whole or not at all.", rich_help_panel=SERVING),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page/--no-page", help="A web page at / (outclass[page]).", rich_help_panel=SERVING)
+        bool, typer.Option("--page/--no-page", help=r"A web page at / (outclass\[page]).", rich_help_panel=SERVING)
     ] = True,
     allow_host: Annotated[
         list[str] | None,
@@ -173,7 +174,9 @@ class Lines(options.Notes):
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         trace = "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        say("\n".join(filter(None, [f"{when} {record.getMessage()}", trace])), style=style)
+        # Where nobody reads the log any more, or its disk is full, rich would end the program: the service goes on.
+        with contextlib.suppress(OSError, SystemExit):
+            say("\n".join(filter(None, [f"{when} {record.getMessage()}", trace])), style=style)
 
 
 def stamp() -> None:

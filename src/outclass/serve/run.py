@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -30,6 +32,8 @@ OPEN = (
 IDLE_SECONDS = 30.0  # that a connection may stay open without a request's head, or without taking its answer
 LINGER_SECONDS = 0.5  # that a connection without a request stays open at the end: one may be on its way
 CONNECTIONS = 1000
+GONE_SECONDS = 5.0  # in which requests whose client is gone end
+DOUBLED_SECONDS = 1.0  # in which a second Ctrl-C is the first one, passed on by whatever started this process
 SHIPPED = "lite"  # the encoder whose vectors of all words come with the package
 
 
@@ -87,11 +91,17 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self._signalled = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal has come."""
+        """A signal has come; a later Ctrl-C waits for no client any more."""
         self.service.drain()
-        super().handle_exit(sig, frame)
+        self._signalled = min(self._signalled, now := time.monotonic())
+        if not self.should_exit or now - self._signalled > DOUBLED_SECONDS:
+            super().handle_exit(sig, frame)
+        if self.force_exit:
+            for client in cast(list[Patient], list(self.server_state.connections)):
+                client.loop.call_soon_threadsafe(client.transport.abort)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen no more; whoever is connected by then is answered, though nobody has looked at the door yet."""
@@ -103,6 +113,10 @@ class Server(uvicorn.Server):
             with contextlib.suppress(OSError):  # gone again
                 await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would break requests and app off, and log where
+            if self.server_state.tasks:
+                await asyncio.wait(self.server_state.tasks, timeout=GONE_SECONDS)
+            await self.lifespan.shutdown()
 
     def _protocol(self) -> Patient:
         return Patient(self.config, self.server_state, self.lifespan.state)
