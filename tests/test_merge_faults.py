@@ -10,7 +10,7 @@ import signal
 import pytest
 from conftest import command, run, save_picture
 from test_shards import TOY, bytes_of, fresh, pictures
-from test_shards_kill import COMMAND, holder, start, until
+from test_shards_kill import COMMAND, LONG, holder, start, until
 
 from outclass import Guard, MismatchError, UsageError
 from outclass.images.watch import Watch
@@ -252,7 +252,7 @@ def test_parts_that_run_at_once_and_are_killed_go_on_and_make_the_whole(tmp_path
     source, out = holder(tmp_path, "folder"), tmp_path / "out"
     args = ("scan", source, "-c", "red,blue", "-e", "toy", "-t", "-0.9", "--batch-size", 3, "--threads", 2)
     args += ("-o", out, "--shard-rows", 7, "-q", "--shard")
-    children = {i: start(COMMAND, *args, f"{i}/3") for i in (1, 2, 3)}
+    children = {i: start(COMMAND, *args, f"{i}/3", pause=LONG if i == 2 else 0.01) for i in (1, 2, 3)}
     until_part(out, 2)
     children[2].kill()
     for child in children.values():
@@ -289,7 +289,7 @@ def until_part(folder, number):
 def test_the_same_part_twice_at_once_is_refused(tmp_path):
     source, out = holder(tmp_path, "folder"), tmp_path / "out"
     args = ("scan", source, "-c", "red,blue", "-e", "toy", "-t", "-0.9", "-o", out, "--shard-rows", 7, "-q")
-    first = start(COMMAND, *args, "--shard", "2/3")
+    first = start(COMMAND, *args, "--shard", "2/3", pause=LONG)
     until_part(out, 2)
     first.send_signal(signal.SIGSTOP)
     second = start(COMMAND, *args, "--shard", "2/3")

@@ -84,7 +84,7 @@ def test_one_scan_that_is_not_finished_is_no_part_of_anything(many, tmp_path):  
             next(scanned)
     said = refused([tmp_path / "out"], tmp_path / "whole", UsageError, "holds one scan that was not cut into parts")
     assert "5 rows so far" in said
-    assert f"outclass scan {many} --shard-rows 5 ... -o" in said
+    assert f"outclass scan {shlex.quote(str(many))} --shard-rows 5 ... -o" in said
 
 
 def test_differences_are_told_in_words():

@@ -24,13 +24,14 @@ from outclass.shards import scan_to
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 IMAGES, ROWS = 60, 7
+LONG = 0.1  # so that a test on a busy machine comes in time
 CHILD = """
 import sys, time
 from outclass.encoders.toy import ToyEncoder
 
 class Slow(ToyEncoder):
     def encode_images(self, pixels):
-        time.sleep(0.01 * len(pixels))
+        time.sleep({pause} * len(pixels))
         return super().encode_images(pixels)
 
 """
@@ -51,9 +52,10 @@ main()
 """
 
 
-def start(code, *args):
+def start(code, *args, pause=0.01):
+    """A run that takes so many seconds an image; one that is to be stopped half-way takes LONG."""
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD + code, *map(str, args)],
+        [sys.executable, "-c", CHILD.replace("{pause}", str(pause)) + code, *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -137,7 +139,7 @@ def test_a_stopped_command_ends_cleanly_says_how_to_go_on_and_goes_on(tmp_path, 
     source, folder = holder(tmp_path, "folder"), tmp_path / "out"
     args = ("scan", source, "-c", "red,blue", "-e", "toy", "-t", "-0.9", "--batch-size", 3, "--threads", 2)
     args += ("-o", folder, "--shard-rows", ROWS)
-    child = start(COMMAND, *args)
+    child = start(COMMAND, *args, pause=LONG)
     until(2 * ROWS)(folder)
     child.send_signal(number)
     printed, said = child.communicate(timeout=30)
@@ -157,7 +159,7 @@ def test_a_stopped_command_ends_cleanly_says_how_to_go_on_and_goes_on(tmp_path, 
 def test_a_stopped_command_without_shards_leaves_no_file(tmp_path, out, said):
     source, folder = holder(tmp_path, "folder"), tmp_path / "out"
     options = ("-o", folder) if out else ()
-    child = start(COMMAND, "scan", source, "-c", "red,blue", "-e", "toy", "--batch-size", 3, *options)
+    child = start(COMMAND, "scan", source, "-c", "red,blue", "-e", "toy", "--batch-size", 3, *options, pause=LONG)
     assert child.stdout.readline()  # a pipe gets every verdict as it comes
     child.send_signal(signal.SIGINT)
     printed, errors = child.communicate(timeout=30)
@@ -206,14 +208,18 @@ def test_a_later_ctrl_c_ends_what_is_stuck(tmp_path):
     child.send_signal(signal.SIGINT)
     time.sleep(1.3)
     assert child.poll() is None, "the images in flight are waited for"
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=10) == 130
+    latest = time.monotonic() + 30
+    while child.poll() is None:  # the first second counts from when it had the first one
+        assert time.monotonic() < latest
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert child.returncode == 130
     child.communicate()
 
 
 def test_a_second_process_is_refused_with_the_first_one_named(tmp_path):
     source, folder = holder(tmp_path, "folder"), tmp_path / "out"
-    first = start(CALL, source, folder, "csv")
+    first = start(CALL, source, folder, "csv", pause=LONG)
     until(0)(folder)
     first.send_signal(signal.SIGSTOP)  # however slow the other one starts
     second = start(CALL, source, folder, "csv")
@@ -230,12 +236,12 @@ def test_an_index_that_was_stopped_says_the_same(tmp_path, number, code):
     pytest.importorskip("lancedb")
     source, index = holder(tmp_path, "folder"), tmp_path / "x.lance"
     args = ("index", source, "-o", index, "-e", "toy", "--batch-size", 3, "--threads", 1)
-    child = start(COMMAND, *args)
+    child = start(COMMAND, *args, pause=LONG)
     latest = time.monotonic() + 30
     while not list(index.glob("_versions/*")):
         assert time.monotonic() < latest
         time.sleep(0.005)
-    time.sleep(0.1)  # of the 0.6 s that the images take
+    time.sleep(0.1)  # of the 6 s that the images take
     child.send_signal(number)
     printed, errors = child.communicate(timeout=30)
     assert child.returncode == code

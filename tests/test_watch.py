@@ -11,6 +11,7 @@ import tracemalloc
 
 import pytest
 from conftest import BLUE, GREEN, RED, encoded, picture, save_picture, within
+from test_watch_command import arrive
 
 from outclass import Guard, UsageError
 from outclass.images.sources import Kept, open_source
@@ -105,7 +106,7 @@ def test_a_link_that_leads_nowhere_is_a_row_and_an_image_when_it_leads_somewhere
     with toy_guard.scan(watch) as scan:
         first = list(itertools.islice(scan, 4))
         assert [row.id for row in first if row.error] == ["link.png"]
-        save_picture(photos.parent / "later.png", BLUE)
+        arrive(photos.parent / "later.png", BLUE)
         assert within(20, lambda: next(scan)).label == "blue"
 
 
@@ -206,9 +207,9 @@ def test_verdicts_come_at_once_though_no_batch_is_full(photos, toy_guard):
         return [(row.id, row.label, row.is_ood) for row in within(20, lambda: list(itertools.islice(scan, count)))]
 
     assert some(3) == [("a-red.png", "red", False), ("b-green.png", "blue", True), ("c/blue.png", "blue", False)]
-    save_picture(photos / "d.png", BLUE)
+    arrive(photos / "d.png", BLUE)
     assert some(1) == [("d.png", "blue", False)]
-    save_picture(photos / "d.png", GREEN, (25, 20))
+    arrive(photos / "d.png", GREEN, (25, 20))
     assert [row[::2] for row in some(1)] == [("d.png", True)]
     watch.close()
     assert within(20, lambda: list(scan)) == []

@@ -48,7 +48,12 @@ def rows(out):
     return []
 
 
-def until(held, seconds=30):
+def arrive(path, *about):
+    """A picture comes into a watched folder, whole at once however slow this process is."""
+    os.replace(save_picture(path.with_name(f".{path.name}"), *about), path)
+
+
+def until(held, seconds=60):
     end = time.monotonic() + seconds
     while not (value := held()):
         assert time.monotonic() < end, "it never came"
@@ -61,10 +66,10 @@ def test_rows_come_at_once_and_a_signal_ends_it_like_a_finished_scan(photos, tmp
     out = tmp_path / "out"
     with started("scan", photos, *TOY, "--watch", "--every", 0.05, "-o", out) as process:
         until(lambda: len(rows(out)) == 3)
-        save_picture(photos / "d.png", BLUE)
+        arrive(photos / "d.png", BLUE)
         until(lambda: len(rows(out)) == 4)
         assert not (out / "verdicts.csv").exists(), "only whole files have that name"
-        save_picture(photos / "d.png", GREEN, (25, 20))
+        arrive(photos / "d.png", GREEN, (25, 20))
         until(lambda: len(rows(out)) == 5)
         process.send_signal(number)
         printed, said = process.communicate(timeout=30)
@@ -129,7 +134,7 @@ def test_what_comes_is_sorted_too(photos, tmp_path):
     out, to = tmp_path / "out", tmp_path / "sorted"
     with started("scan", photos, *TOY, "--watch", "--every", 0.05, "-o", out, "--sort-into", to) as process:
         until(lambda: len(rows(out)) == 3)
-        save_picture(photos / "later.png", GREEN)
+        arrive(photos / "later.png", GREEN)
         until(lambda: (to / "unknown" / "later.png").exists())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)

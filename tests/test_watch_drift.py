@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import BLUE, GREEN, RED, calibrated, encoded, picture, run, save_picture, within
-from test_watch_command import rows, started, until
+from conftest import BLUE, GREEN, RED, calibrated, picture, run, save_picture, within
+from test_watch_command import arrive, rows, started, until
 
 from outclass import NotReadyError, UsageError
 from outclass.images.sources import Item
@@ -99,7 +99,7 @@ def test_a_folder_with_names_made_for_a_shell_drifts_and_ctrl_c_ends_it(guard_fi
     options = ("--every", 0.05, "-o", tmp_path / "out", "--alarm-command", writer(told))
     with started("watch", folder, "--guard", guard_file, *options) as process:
         for number in range(20):
-            (folder / f"$(touch pwned)`touch pwned`;{number:02}\n.png").write_bytes(encoded(picture(GREEN)))
+            arrive(folder / f"$(touch pwned)`touch pwned`;{number:02}\n.png", GREEN)
         until(told.exists)
         until(lambda: len(rows(tmp_path / "out")) == 20)
         process.send_signal(signal.SIGTERM)
@@ -169,11 +169,10 @@ def test_a_command_that_fails_is_a_warning(caplog):
 
 
 def test_a_command_that_hangs_is_stopped_and_holds_nobody_up(caplog, monkeypatch):
-    monkeypatch.setattr("outclass.monitor.hook.LONGEST", 0.3)
+    monkeypatch.setattr("outclass.monitor.hook.LONGEST", 1.5)
     hook = Hook(shlex.join([sys.executable, "-c", "import time; time.sleep(60)"]))
-    began = time.monotonic()
     hook.run({})
-    assert time.monotonic() - began < 0.3
+    assert "was stopped" not in caplog.text
     within(30, hook.wait)
     assert "was stopped" in caplog.text
 

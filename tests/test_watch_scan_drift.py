@@ -11,8 +11,8 @@ import sys
 import time
 
 import pytest
-from conftest import BLUE, GREEN, RED, calibrated, run, save_picture
-from test_watch_command import rows, started, until
+from conftest import BLUE, GREEN, RED, calibrated, run
+from test_watch_command import arrive, rows, started, until
 from test_watch_drift import writer
 
 from outclass import NotReadyError, UsageError
@@ -34,7 +34,7 @@ def guard_file(tmp_path, monkeypatch):
 
 def fill(folder, colours, start=0):
     for number, colour in enumerate(colours, start):
-        save_picture(folder / f"{number:02}.png", colour)
+        arrive(folder / f"{number:02}.png", colour)
 
 
 def watched(folder, tmp_path, wanted, *options, later=()):

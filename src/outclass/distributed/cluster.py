@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,7 +28,8 @@ from outclass.index.lock import only_writer
 
 LOCAL = "local"
 
-STORE = 112 << 20  # bytes of shared memory of a private Ray: some chunks of pixels
+STORE = 56 << 20  # bytes of shared memory of a private Ray for each core: two messages of pixels, which are 29 MB
+SHARED = "/dev/shm"
 ANSWER = 60.0  # seconds within which a node must say something, and a new session must stand
 SAID = 300  # signs of what Ray says of an error
 SHORT = 40  # signs of a folder for sockets, whose whole path may have 107
@@ -88,6 +90,9 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
     with contextlib.ExitStack() as held:
         if address == LOCAL:
             held.enter_context(_frugal())
+            home = os.path.expanduser("~/.ray")  # where Ray puts a token that it makes
+            if not os.access(home if os.path.exists(home) else os.path.dirname(home), os.W_OK):
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -121,8 +126,8 @@ def _connect(ray: Any, address: str, folder: str | None) -> None:
     try:
         if folder:
             ray.init(
-                LOCAL, num_cpus=usable_cores(), include_dashboard=False, object_store_memory=STORE, _temp_dir=folder,
-                **quiet,
+                LOCAL, num_cpus=usable_cores(), include_dashboard=False, object_store_memory=_store(),
+                _temp_dir=folder, **quiet,
             )  # fmt: skip
         else:
             ray.init(address, **quiet)
@@ -264,6 +269,13 @@ def _hushed() -> Iterator[None]:
         finally:
             os.dup2(before, 2)
             os.close(before)
+
+
+def _store() -> int:
+    """Bytes for what is on its way, and not on disk: as the cores can use them, and at most half of what is free."""
+    wanted = STORE * usable_cores()
+    free = shutil.disk_usage(SHARED).free if os.path.isdir(SHARED) else 0
+    return max(2 * STORE, min(wanted, free // 2))
 
 
 @contextlib.contextmanager

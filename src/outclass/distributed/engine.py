@@ -152,6 +152,8 @@ def _begun(
     """
     import ray
 
+    # Of a small source on many cores. It comes while the pipeline runs, and so the filter stays.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fields that are only copied
         context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # byte: every message leaves on its own, and at once
