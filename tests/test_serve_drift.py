@@ -199,7 +199,7 @@ def test_what_waits_is_bounded_and_taken_at_the_end(guard, caplog):
     made = setting(guard)
     drift, served = made.service.drift, made.service.served
     drift.state()
-    within(10, drift.close)  # no thread takes anything any more
+    within(60, drift.close)  # no thread takes anything any more
     verdicts = list(served.judge.verdicts(_features(made.service, "a.png")))
     for _ in range(WAITING):
         drift.add(served.version, verdicts)
@@ -210,7 +210,7 @@ def test_what_waits_is_bounded_and_taken_at_the_end(guard, caplog):
     drift.catch_up()
     assert not drift._waiting, "the sender helps"
     drift.add(served.version, verdicts)
-    made.service.close(5)
+    made.service.close(60)
     assert drift._monitor.images == WAITING + 2
     assert "drift: at image" in caplog.text
 
@@ -266,7 +266,7 @@ def test_a_sender_that_helps_keeps_nobody_else_waiting(session, monkeypatch):
         while not drift.behind:
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert within(10, lambda: session.get("/healthz")).status_code == 200
+        assert within(60, lambda: session.get("/healthz")).status_code == 200
         assert sending.is_alive(), "it brought one too many"
     sending.join()
     assert state(session)["images"] == 2
@@ -278,7 +278,7 @@ def test_a_follower_that_fails_goes_on(guard, caplog, monkeypatch):
     real = drift.catch_up
     monkeypatch.setattr(drift, "catch_up", lambda: 1 / 0)
     drift.add(served.version, [])
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while "following the verdicts failed" not in caplog.text:
         assert time.monotonic() < until
         time.sleep(0.01)
