@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from outclass import __version__
+from outclass.distributed.ending import end_pipelines
 from outclass.errors import MissingExtraError, OutclassError, UsageError
 from outclass.images.loader import usable_cores
 from outclass.index.lock import only_writer
@@ -115,6 +116,7 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
                 _check_nodes(ray)
             yield found
         finally:
+            end_pipelines()
             with contextlib.suppress(Exception):
                 ray.shutdown()
 
@@ -129,6 +131,7 @@ def _connect(ray: Any, address: str, folder: str | None) -> None:
                 LOCAL, num_cpus=usable_cores(), include_dashboard=False, object_store_memory=_store(),
                 _temp_dir=folder, **quiet,
             )  # fmt: skip
+            _dismiss(ray)
         else:
             ray.init(address, **quiet)
     except Exception as error:  # Ray raises nearly anything, plain Exception where a node is slow to stand
@@ -269,6 +272,13 @@ def _hushed() -> Iterator[None]:
         finally:
             os.dup2(before, 2)
             os.close(before)
+
+
+def _dismiss(ray: Any) -> None:
+    """End what a Ray of one machine for one command has no use for: what adds nodes, reads logs, answers browsers."""
+    node = ray._private.worker._global_node
+    for end in (node.kill_monitor, node.kill_log_monitor, node.kill_dashboard):
+        end(check_alive=False)
 
 
 def _store() -> int:

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outclass.distributed.cluster import Cluster
+from outclass.distributed.ending import running
 from outclass.distributed.messages import ERROR, ITEMS, MADE, Message, again, pack, said, unpack
-from outclass.distributed.room import closed_at_exit, room
+from outclass.distributed.room import room
 from outclass.errors import OutclassError
 from outclass.images.archives import Part
 from outclass.images.sources import Item, Unreadable
@@ -112,11 +113,12 @@ def stream(
     from ray.data.exceptions import ExecutionTimeoutError
 
     gate, actors = _Gate(max(FEWEST_AHEAD, int(AHEAD * found.cpus))), set[Any]()
+    blocks: Any = None
     with room(found, pool.actors * pool.cpus, pool.reading):
         try:
             arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
             blocks = _begun(found, pool, _source(listed, os.getcwd(), gate), read, worker, arguments, _observer(actors))
-            closed_at_exit().add(blocks)
+            running().add(blocks)
             for position, block in enumerate(blocks, 1):
                 if position % SOME == 0:
                     gate.reached(position)
@@ -133,7 +135,9 @@ def stream(
                 "to go on"
             ) from error
         finally:
-            blocks = None  # ends the tasks
+            if blocks is not None:  # whose tasks end
+                with contextlib.suppress(Exception):  # Ray has ended before
+                    blocks.close()
             for actor in actors:
                 with contextlib.suppress(Exception):  # it is gone already, or so is Ray
                     ray.kill(actor)
@@ -247,7 +251,7 @@ class _Gate:
 
 
 def _observer(actors: set[Any]) -> type:
-    """A callback of Ray Data under which the driver forgets what it would keep of every block, 6 kB in all.
+    """A callback of Ray Data: its thread is noted, and the driver forgets what it would keep of a block, 6 kB.
 
     Args:
         actors: gets those of the pipeline. Ray Data ends them when nothing refers to them any more, but the trace of an
@@ -256,6 +260,9 @@ def _observer(actors: set[Any]) -> type:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Observer(ExecutionCallback):  # type: ignore[misc]
+        def before_execution_starts(self, executor: Any) -> None:
+            running().add(executor)
+
         def on_execution_step(self, executor: Any) -> None:
             for operator in executor._topology or ():
                 pool = getattr(operator, "_actor_pool", None)

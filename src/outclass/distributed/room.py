@@ -1,16 +1,12 @@
-"""The open pipelines of this process: whether one more has room on their Ray, and that they end with the process."""
+"""The open pipelines of this process: whether one more has room on their Ray."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import gc
 import os
 import secrets
-import weakref
 from collections.abc import Iterator
-from typing import Any
 
 from outclass.distributed.cluster import Cluster
 from outclass.errors import UsageError
@@ -56,17 +52,3 @@ def room(found: Cluster, actors: float, reading: float) -> Iterator[None]:
     finally:
         del _open[name]
         auto_init_hook.enable_auto_connect = not _open and os.environ.get("RAY_ENABLE_AUTO_CONNECT") != "0"
-
-
-@functools.cache
-def closed_at_exit() -> weakref.WeakSet[Any]:
-    """The blocks of pipelines, which end before Ray when the process does: what was registered last is done first."""
-    made: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def close() -> None:
-        for blocks in list(made):
-            with contextlib.suppress(Exception):  # another thread is in it
-                blocks.close()
-
-    atexit.register(close)
-    return made
