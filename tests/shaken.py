@@ -201,7 +201,14 @@ def busy(cluster, nodes):
 
 def below(pid):
     """All processes that a process has started, and those have."""
-    return [process for process in psutil.Process(pid).children(recursive=True) if process.is_running()]
+    return alive(psutil.Process(pid).children(recursive=True))
+
+
+def words(process):
+    """Of its command line; none where it has just ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def alive(processes):

@@ -282,7 +282,7 @@ def test_a_killed_driver_is_gone_on_from_without_judging_again(three, tmp_path, 
 
 def processes_and_folder(child):
     """Of the private Ray of a command: all its processes, once they work, and its folder."""
-    until(lambda: [one for one in shaken.below(child.pid) if any("MapWorker" in word for word in one.cmdline())])
+    until(lambda: [one for one in shaken.below(child.pid) if any("MapWorker" in word for word in shaken.words(one))])
     found = shaken.below(child.pid)
     (raylet,) = [one for one in found if one.name() == "raylet"]
     (folder,) = [Path(word.partition("=")[2]) for word in raylet.cmdline() if word.startswith("--temp_dir=")]

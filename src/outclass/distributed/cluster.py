@@ -276,9 +276,9 @@ def _hushed() -> Iterator[None]:
 
 def _dismiss(ray: Any) -> None:
     """End what a Ray of one machine for one command has no use for: what adds nodes, reads logs, answers browsers."""
-    node = ray._private.worker._global_node
-    for end in (node.kill_monitor, node.kill_log_monitor, node.kill_dashboard):
-        end(check_alive=False)
+    node, kinds = ray._private.worker._global_node, ray._private.ray_constants
+    for kind in (kinds.PROCESS_TYPE_MONITOR, kinds.PROCESS_TYPE_LOG_MONITOR, kinds.PROCESS_TYPE_DASHBOARD):
+        node._kill_process_type(kind, check_alive=False, wait=True)
 
 
 def _store() -> int:
