@@ -13,7 +13,7 @@ from test_benchmark import _toy_colours_differ, shades  # noqa: F401
 from test_report import Parsed, thumbnails
 
 from outclass import evaluate
-from outclass.cli.evaluate import lead
+from outclass.cli.evaluate import check_apart, lead
 from outclass.errors import UsageError
 
 TOY = ("--encoder", "toy")
@@ -175,6 +175,16 @@ def test_no_thumbnails_leaves_no_photograph_behind(folders: Path) -> None:
     assert not any(path.name.startswith("mistakes") for path in (without / "plots").iterdir())
 
 
+def test_an_archive_in_the_folder_of_the_others_is_not_of_them(tmp_path: Path) -> None:
+    for name in ("red/unknown.zip", "red/cats/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    check_apart(str(tmp_path / "red"), [str(tmp_path / "red" / "unknown.zip")], within=True)
+    with pytest.raises(UsageError, match="lies inside"):
+        check_apart(str(tmp_path / "red"), [str(tmp_path / "red" / "cats")], within=True)
+    check_apart(str(tmp_path / "red"), [str(tmp_path / "red" / "cats")])
+
+
 def test_nothing_is_written_without_a_folder(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folders / "here").mkdir()
     monkeypatch.chdir(folders / "here")
@@ -193,6 +203,7 @@ def test_nothing_is_written_without_a_folder(folders: Path, monkeypatch: pytest.
         (["--id", "id/", "--ood", "green", "--ood", "green/../id"], "--ood green/../id are the same images"),
         (["--id", "id/", "--ood", "id/red"], "--ood id/red lies inside --id id/, which is read"),
         (["--id", "id/red", "--ood", "green", "--ood", "id"], "--id id/red lies inside --ood id, which is read"),
+        (["--id", "id/", "--ood", "id/red/gone"], "id/red/gone"),
         (["--id", "id/", "--ood", "nowhere"], "no such file or folder: 'nowhere'"),
         (["--id", "nowhere/", "--ood", "green"], "nowhere/"),
         (["--id", "id/", "--ood", "green", "--ood", "./green/"], "given twice"),

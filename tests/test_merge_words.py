@@ -71,6 +71,15 @@ def test_a_damaged_manifest_is_named_with_what_makes_it_whole(many, tmp_path, te
     merge([out], tmp_path / "whole")
 
 
+def test_a_manifest_that_cannot_be_read_is_not_called_damaged(many, tmp_path):  # noqa: F811
+    parts(many, tmp_path / "out", (1, 2), 2)
+    path = tmp_path / "out" / "manifest-2-of-2.json"
+    path.unlink()
+    path.mkdir()  # as good as one of somebody else
+    said = refused([tmp_path / "out"], tmp_path / "whole", UsageError, "cannot read .*manifest-2-of-2.json': Is a dir")
+    assert "emove" not in said
+
+
 def test_of_two_copies_of_a_part_the_whole_one_is_taken(many, tmp_path):  # noqa: F811
     parts(many, tmp_path / "a", (1, 2), 2)
     (tmp_path / "b").mkdir()

@@ -145,7 +145,8 @@ def test_a_private_ray_leaves_the_environment_as_it_was(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "free", "store"), [(1, 9000, 112), (2, 9000, 112), (32, 9000, 1792), (64, 2000, 1000), (8, 64, 112)]
+    ("cores", "free", "store"),
+    [(1, 9000, 112), (2, 9000, 112), (16, 9000, 896), (64, 9000, 1024), (64, 1600, 800), (8, 64, 112)],
 )
 def test_the_store_holds_what_the_cores_have_on_their_way_and_leaves_half_of_the_memory(
     monkeypatch, tmp_path, cores, free, store

@@ -291,8 +291,9 @@ def check_apart(id: str, ood: list[str], within: bool = False) -> None:
                 "0.5; give --ood images of none of your classes"
             )
         names = [f"--id {id}", f"--ood {folder}"]
-        if within and (known in unknown.parents or unknown in known.parents):
-            inner, outer = names if unknown in known.parents else names[::-1]
+        inside = known if unknown in known.parents else unknown if known in unknown.parents else None
+        if within and inside and inside.is_dir():  # archives, lists and films in a folder of images are passed over
+            inner, outer = names if inside is known else names[::-1]
             raise UsageError(
                 f"{inner} lies inside {outer}, which is read with all its sub-folders: its images would be known and "
                 "unknown; move one of them out of the other"

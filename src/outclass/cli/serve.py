@@ -18,7 +18,7 @@ from outclass.errors import MissingExtraError, UsageError
 SERVING = "Serving"
 LIMITS = "Limits"
 SHORT = 16  # characters; a shorter token can be guessed
-MAKE_TOKEN = 'python -c "import secrets; print(secrets.token_urlsafe())" > {file}'
+MAKE_TOKEN = '(umask 077; python3 -c "import secrets; print(secrets.token_urlsafe())" > {file})'
 
 
 def serve(
@@ -169,14 +169,13 @@ class Lines(options.Notes):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one."""
-        from outclass.cli.show import say
-
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         trace = "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
-        style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        # Where nobody reads the log any more, or its disk is full, rich would end the program: the service goes on.
-        with contextlib.suppress(OSError, SystemExit):
-            say("\n".join(filter(None, [f"{when} {record.getMessage()}", trace])), style=style)
+        serious = record.levelno >= logging.WARNING
+        # Where nobody reads the log any more, or its disk is full, the service goes on; rich would end the program.
+        with contextlib.suppress(OSError, ValueError):
+            lines = "\n".join(filter(None, [f"{when} {record.getMessage()}", trace]))
+            typer.secho(lines, err=True, fg="yellow" if serious else None, dim=not serious)
 
 
 def stamp() -> None:

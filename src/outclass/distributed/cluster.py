@@ -30,6 +30,7 @@ from outclass.index.lock import only_writer
 LOCAL = "local"
 
 STORE = 56 << 20  # bytes of shared memory of a private Ray for each core: two messages of pixels, which are 29 MB
+MOST_STORE = 1 << 30
 SHARED = "/dev/shm"
 ANSWER = 60.0  # seconds within which a node must say something, and a new session must stand
 SAID = 300  # signs of what Ray says of an error
@@ -91,9 +92,6 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
     with contextlib.ExitStack() as held:
         if address == LOCAL:
             held.enter_context(_frugal())
-            home = os.path.expanduser("~/.ray")  # where Ray puts a token that it makes
-            if not os.access(home if os.path.exists(home) else os.path.dirname(home), os.W_OK):
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -105,6 +103,8 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
             yield _look(ray)
             return
         _give_back()
+        if address == LOCAL:
+            _have_token()
         folder = held.enter_context(own_folder()) if address == LOCAL else None
         held.enter_context(_printed_by_nobody(ray))
         try:
@@ -116,9 +116,11 @@ def cluster(address: str = LOCAL) -> Iterator[Cluster]:
                 _check_nodes(ray)
             yield found
         finally:
-            end_pipelines()
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+            try:
+                end_pipelines()
+            finally:
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
 
 
 def _connect(ray: Any, address: str, folder: str | None) -> None:
@@ -278,12 +280,21 @@ def _dismiss(ray: Any) -> None:
     """End what a Ray of one machine for one command has no use for: what adds nodes, reads logs, answers browsers."""
     node, kinds = ray._private.worker._global_node, ray._private.ray_constants
     for kind in (kinds.PROCESS_TYPE_MONITOR, kinds.PROCESS_TYPE_LOG_MONITOR, kinds.PROCESS_TYPE_DASHBOARD):
-        node._kill_process_type(kind, check_alive=False, wait=True)
+        with contextlib.suppress(Exception):  # it only saves memory
+            node._kill_process_type(kind, check_alive=False, wait=True)
+
+
+def _have_token() -> None:
+    """Ray makes a token even for a private Ray and puts it where the home may be missing or not be written to."""
+    home = os.path.expanduser("~/.ray")
+    writable = os.access(home if os.path.exists(home) else os.path.dirname(home), os.W_OK)
+    if not (writable or os.path.exists(os.path.join(home, "auth_token")) or "RAY_AUTH_TOKEN_PATH" in os.environ):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # and it stays: Ray remembers it
 
 
 def _store() -> int:
     """Bytes for what is on its way, and not on disk: as the cores can use them, and at most half of what is free."""
-    wanted = STORE * usable_cores()
+    wanted = min(STORE * usable_cores(), MOST_STORE)
     free = shutil.disk_usage(SHARED).free if os.path.isdir(SHARED) else 0
     return max(2 * STORE, min(wanted, free // 2))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outclass.distributed.cluster import Cluster
-from outclass.distributed.ending import running
+from outclass.distributed.ending import ends_with_the_process
 from outclass.distributed.messages import ERROR, ITEMS, MADE, Message, again, pack, said, unpack
 from outclass.distributed.room import room
 from outclass.errors import OutclassError
@@ -118,7 +118,7 @@ def stream(
         try:
             arguments = [ray.put(one) for one in arguments]  # which lets go of what may be large
             blocks = _begun(found, pool, _source(listed, os.getcwd(), gate), read, worker, arguments, _observer(actors))
-            running().add(blocks)
+            ends_with_the_process(blocks)
             for position, block in enumerate(blocks, 1):
                 if position % SOME == 0:
                     gate.reached(position)
@@ -261,7 +261,7 @@ def _observer(actors: set[Any]) -> type:
 
     class Observer(ExecutionCallback):  # type: ignore[misc]
         def before_execution_starts(self, executor: Any) -> None:
-            running().add(executor)
+            ends_with_the_process(executor)
 
         def on_execution_step(self, executor: Any) -> None:
             for operator in executor._topology or ():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("outclass")
 
-ENDS = "it stays until POST /v1/drift/restart (admin token)"
+ENDS = "it stays until the classes change, the service starts anew, or POST /v1/drift/restart (admin token)"
 
 WAITING = 1000  # answers whose verdicts may wait; whoever brings one more waits until they are taken
 

@@ -96,12 +96,16 @@ def _find(folders: list[Path]) -> list[Found]:
             raise UsageError(f"no such folder: {str(folder)!r}")
         here: list[Part | None] = [*parts_in(folder)]
         for part in here or [None]:
+            path = folder / named(MANIFEST, part)
             try:
-                manifest = Manifest.read(folder / named(MANIFEST, part), part)
+                manifest = Manifest.read(path, part)
             except MismatchError:
                 raise
             except (OSError, ValueError) as error:
-                if part is None and (isinstance(error, FileNotFoundError) or not list(folder.glob(f"{VERDICTS}-*"))):
+                gone = isinstance(error, FileNotFoundError)
+                if isinstance(error, OSError) and not gone:
+                    raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
+                if part is None and (gone or not list(folder.glob(f"{VERDICTS}-*"))):
                     raise UsageError(
                         f"{str(folder)!r} holds no part of a scan; expected manifest-1-of-8.json or the like, as "
                         "outclass scan PHOTOS --shard 1/8 --shard-rows N -o DIR writes it"
