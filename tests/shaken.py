@@ -67,12 +67,12 @@ class Watch:
     Attributes:
         beside: the id of a node whose processes never stop.
         error: raised there, by every process, instead of waiting.
-        deadly: every process that comes there dies at once.
+        deadly: every process that comes there dies, as soon as this folder holds a finished shard.
     """
 
     def __init__(self, folder, station, at=()):
         self.folder, self.station, self.at = Path(folder), station, at
-        self.beside, self.error, self.deadly = "", None, False
+        self.beside, self.error, self.deadly = "", None, None
 
     def saw(self, ids):
         about = {"station": self.station, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
@@ -80,6 +80,7 @@ class Watch:
         path.write_text(json.dumps(about | {"ids": list(ids)}))
         if about["node"] != self.beside and not set(self.at).isdisjoint(ids):
             if self.deadly:
+                until(lambda: list(self.deadly.glob("verdicts*")))
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.error:
                 path.rename(path.with_suffix(".seen"))

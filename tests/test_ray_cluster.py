@@ -200,9 +200,9 @@ def test_what_lies_on_another_machine_is_read_by_every_node(three, tmp_path, ser
 @pytest.mark.parametrize("station", ["reads", "judges"])
 def test_an_image_that_kills_every_process_ends_the_scan(three, tmp_path, watched, monkeypatch, station):
     source = holder(tmp_path, "folder", IMAGES)
-    monkeypatch.setattr(engine, "SILENCE", 15.0)
+    monkeypatch.setattr(engine, "SILENCE", 60.0)
     watch = watched(station, MIDDLE)
-    watch.deadly = True
+    watch.deadly = tmp_path / "out"
     with pytest.raises(OutclassError, match=r"Ray gave up .* run the same command again"):
         on(three, source, tmp_path / "out", format="csv")
     assert 0 < rows_in(tmp_path / "out") < IMAGES
